@@ -1,0 +1,1 @@
+"""The queue: what a job is, where it goes, what is stored."""

@@ -1,0 +1,1 @@
+"""Workers: run jobs on a device."""
