@@ -1,0 +1,231 @@
+"""The asyncio client: submit a batch, follow it, read its results, cancel it."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections.abc import AsyncGenerator, Iterable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+from broker.concurrency import cancel_all
+from broker.connection import RedisClient, connected
+from broker.errors import UnknownBatchError
+from broker.jobs import BatchCounts, Priority, Result, Submission, job_id
+from broker.openai_batch import LineError, RequestLine
+from broker.store.client import ClientStore, Registry
+
+#: A call to Redis carries at most this many jobs and about this many bytes.
+_CHUNK_JOBS = 250
+_CHUNK_BYTES = 2 * 2**20
+#: Results read in one call.
+_READ_RESULTS = 500
+
+
+def new_batch_id() -> str:
+    """A fresh batch id; ids sort by the time they were made."""
+    return f"batch_{int(time.time()):08x}{secrets.token_hex(6)}"
+
+
+@dataclass(slots=True)
+class Submitted:
+    """What became of the requests handed in.
+
+    Attributes:
+        accepted: jobs that are new in the queue.
+        known: jobs that were there before.
+        refused: requests whose model nobody serves.
+    """
+
+    accepted: int = 0
+    known: int = 0
+    refused: list[LineError] = field(default_factory=list[LineError])
+
+
+@dataclass(slots=True)
+class _Chunk:
+    jobs: list[Submission] = field(default_factory=list[Submission])
+    size: int = 0
+
+    def full(self) -> bool:
+        return len(self.jobs) >= _CHUNK_JOBS or self.size >= _CHUNK_BYTES
+
+
+class Client:
+    """A client of every pool on one Redis server. Make one with ``connect_client``."""
+
+    def __init__(self, redis: RedisClient, result_ttl_s: int) -> None:
+        self._redis = redis
+        self._ttl = result_ttl_s
+        self.registry = Registry(redis)
+        self._stores: dict[str, ClientStore] = {}
+
+    async def submit(
+        self,
+        requests: Iterable[RequestLine],
+        batch_id: str,
+        *,
+        priority: Priority = Priority.NORMAL,
+        source: str = "request",
+    ) -> Submitted:
+        """Queue requests of one batch, each in the pool that serves its model. Call ``seal`` after the last.
+
+        A custom_id that the batch has already is the same job: nothing runs twice.
+
+        Args:
+            requests: any number; they are taken in chunks.
+            batch_id: from ``new_batch_id``, or an earlier one to go on with.
+            priority: level that they are served at.
+            source: named in messages about refused requests.
+
+        Raises:
+            UsageError: the batch is cancelled.
+        """
+        models = await self.registry.models()
+        report = Submitted()
+        chunks: dict[str, _Chunk] = {}
+        for request in requests:
+            pool = models.get(request.model)
+            if pool is None:
+                report.refused.append(_unknown_model(request, sorted(models), source))
+                continue
+            chunk = chunks.setdefault(pool, _Chunk())
+            identity = job_id(batch_id, request.custom_id)
+            chunk.jobs.append(Submission(identity, request.custom_id, request.url, request.body, request.max_tokens))
+            chunk.size += len(request.body)
+            if chunk.full():
+                await self._send(pool, batch_id, chunks.pop(pool), priority, report)
+        for pool, chunk in chunks.items():
+            await self._send(pool, batch_id, chunk, priority, report)
+        return report
+
+    async def _send(self, pool: str, batch_id: str, chunk: _Chunk, priority: Priority, report: Submitted) -> None:
+        new = await self.store(pool).submit(batch_id, chunk.jobs, priority)
+        report.accepted += new
+        report.known += len(chunk.jobs) - new
+
+    async def seal(self, batch_id: str) -> None:
+        """Say that the batch has all its requests: readers of results then know the end."""
+        for pool in await self.pools_of(batch_id):
+            await self.store(pool).seal(batch_id)
+
+    async def cancel(self, batch_id: str) -> BatchCounts:
+        """Cancel a batch; what runs is aborted, what waits ends as cancelled.
+
+        Raises:
+            UnknownBatchError: no pool has it.
+        """
+        pools = await self._require(batch_id)
+        for pool in pools:
+            await self.store(pool).cancel(batch_id)
+        return await self.counts(batch_id)
+
+    async def counts(self, batch_id: str) -> BatchCounts:
+        """How far a batch is, over all pools it lies in.
+
+        Raises:
+            UnknownBatchError: no pool has it.
+        """
+        found = [await self.store(pool).counts(batch_id) for pool in await self._require(batch_id)]
+        total = found[0]
+        for counts in found[1:]:
+            total = total + counts
+        return total
+
+    async def results(self, batch_id: str) -> AsyncGenerator[list[Result]]:
+        """Ended jobs of a batch in the order in which they ended, in chunks, from the first to the last.
+
+        Ends when the batch is sealed and every job was given out.
+
+        Raises:
+            UnknownBatchError: no pool has it.
+        """
+        pools = await self._require(batch_id)
+        queue: asyncio.Queue[list[Result] | Exception | None] = asyncio.Queue(maxsize=4)
+        readers = [asyncio.ensure_future(_pump(self.store(pool), batch_id, queue)) for pool in pools]
+        try:
+            running = len(readers)
+            while running:
+                item = await queue.get()
+                if item is None:
+                    running -= 1
+                elif isinstance(item, Exception):
+                    raise item
+                else:
+                    yield item
+        finally:
+            await cancel_all(readers)
+
+    async def forget(self, batch_id: str) -> None:
+        """Delete a batch's results now, instead of after their time to live."""
+        for pool in await self.pools_of(batch_id):
+            await self.store(pool).forget(batch_id)
+
+    async def pools_of(self, batch_id: str) -> list[str]:
+        """Pools that have jobs of this batch."""
+        pools = await self.registry.pools()
+        return [p for p in pools if await self._redis.exists(self.store(p).keys.batch(batch_id))]
+
+    def store(self, pool: str) -> ClientStore:
+        """The pool as this client sees it."""
+        if pool not in self._stores:
+            self._stores[pool] = ClientStore(self._redis, pool, self._ttl)
+        return self._stores[pool]
+
+    async def _require(self, batch_id: str) -> list[str]:
+        pools = await self.pools_of(batch_id)
+        if not pools:
+            raise UnknownBatchError(f"no batch {batch_id}: `tokenyard status` lists the ones there are")
+        return pools
+
+
+async def _pump(store: ClientStore, batch_id: str, queue: asyncio.Queue[list[Result] | Exception | None]) -> None:
+    try:
+        async for chunk in _results_of_pool(store, batch_id):
+            await queue.put(chunk)
+    except Exception as e:  # handed to the reader, who raises it
+        await queue.put(e)
+    else:
+        await queue.put(None)
+
+
+async def _results_of_pool(store: ClientStore, batch_id: str) -> AsyncGenerator[list[Result]]:
+    after = "0"
+    while True:
+        chunk = await store.results(batch_id, after, limit=_READ_RESULTS, block=False)
+        if not chunk:
+            complete = (await store.counts(batch_id)).complete
+            # A result may have come between the two looks; without it, wait only while the batch is not complete.
+            chunk = await store.results(batch_id, after, limit=_READ_RESULTS, block=not complete)
+            if complete and not chunk:
+                return
+        if chunk:
+            after = chunk[-1].cursor
+            yield chunk
+
+
+def _unknown_model(request: RequestLine, served: Sequence[str], source: str) -> LineError:
+    known = ", ".join(served) or "none: no worker has joined yet"
+    return LineError(
+        line=request.line,
+        custom_id=request.custom_id,
+        code="model_not_found",
+        message=f"{source}:{request.line}: no pool serves model {request.model!r}; served here: {known}",
+    )
+
+
+@asynccontextmanager
+async def connect_client(url: str, result_ttl_s: int = 7 * 86400) -> AsyncGenerator[Client]:
+    """A client for the length of the block.
+
+    Args:
+        url: redis://, rediss:// or unix:// address.
+        result_ttl_s: seconds that results are kept after their batch ended.
+
+    Raises:
+        RedisUnavailableError: nobody answers at that address.
+        RedisRefusedError: it wants a password, or refuses.
+    """
+    async with connected(url) as redis:
+        yield Client(redis, result_ttl_s)

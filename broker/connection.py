@@ -1,0 +1,122 @@
+"""Connections to Redis, and its errors as one clear line each."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+from urllib.parse import urlsplit
+
+import redis.exceptions as rex
+from redis.asyncio import Redis
+
+from broker.errors import RedisRefusedError, RedisUnavailableError, TokenyardError
+
+#: redis-py annotates its sync and its async client with one type, which fits neither; ours is always the async one.
+RedisClient = Any
+
+#: How long a blocking read waits on the server, and how long the client waits for that answer (seconds).
+BLOCK_S = 5.0
+READ_TIMEOUT_S = 15.0
+
+
+def connect(url: str) -> RedisClient:
+    """A client with a pool of connections; nothing is sent yet.
+
+    Raises:
+        RedisUnavailableError: the address cannot be read.
+    """
+    try:
+        return Redis.from_url(url, socket_timeout=READ_TIMEOUT_S, socket_connect_timeout=5.0)
+    except ValueError as e:
+        raise RedisUnavailableError(f"TOKENYARD_REDIS_URL is not an address: {e}") from None
+
+
+def address(url: str) -> str:
+    """The address without its password, for messages."""
+    parts = urlsplit(url)
+    if parts.scheme == "unix":
+        return f"unix://{parts.path}"
+    return f"{parts.scheme}://{parts.hostname}:{parts.port or 6379}{parts.path}"
+
+
+def translate(error: Exception, where: str) -> TokenyardError:
+    """The error of redis-py as ours."""
+    text = str(error)
+    if isinstance(error, rex.NoPermissionError):
+        return RedisRefusedError(f"Redis at {where} does not permit this user: {text}")
+    if isinstance(error, rex.AuthenticationError | rex.AuthorizationError) or "NOAUTH" in text:
+        return RedisRefusedError(
+            f"Redis at {where} needs a password, or refused the one it got: put it into TOKENYARD_REDIS_URL"
+            " (redis://user:password@host:port/0)"
+        )
+    if isinstance(error, rex.OutOfMemoryError) or text.startswith("OOM"):
+        return RedisRefusedError(f"Redis at {where} is out of memory (maxmemory): free some or raise the limit")
+    if isinstance(error, rex.BusyLoadingError):
+        return RedisUnavailableError(f"Redis at {where} is still loading its data: try again shortly")
+    if isinstance(error, rex.ConnectionError | rex.TimeoutError | OSError):
+        return RedisUnavailableError(
+            f"cannot reach Redis at {where} ({text or type(error).__name__}):"
+            " is it running, is TOKENYARD_REDIS_URL right?"
+        )
+    return RedisRefusedError(f"Redis at {where} refused: {text}")
+
+
+@asynccontextmanager
+async def connected(url: str) -> AsyncGenerator[RedisClient]:
+    """A checked connection for the length of the block; redis-py's errors leave it translated.
+
+    Raises:
+        RedisUnavailableError: nobody answers at that address.
+        RedisRefusedError: it wants a password, or refuses.
+    """
+    client = connect(url)
+    where = address(url)
+    try:
+        await client.ping()
+        yield client
+    except (rex.RedisError, OSError) as e:
+        raise translate(e, where) from e
+    finally:
+        await client.aclose()
+
+
+#: What goes away by itself: a restart, a fail-over, a full memory that is being freed.
+PASSING = (rex.ConnectionError, rex.TimeoutError, rex.ReadOnlyError, rex.OutOfMemoryError, ConnectionError, OSError)
+
+
+async def keep_trying(
+    step: Callable[[], Awaitable[object]],
+    report: Callable[[str], None],
+    *,
+    first_s: float = 0.05,
+    longest_s: float = 2.0,
+) -> None:
+    """Run ``step`` again and again while Redis comes and goes: full-jitter backoff, one report an outage.
+
+    Returns when ``step`` returns. Errors that do not pass by themselves (a wrong password) leave at once.
+    """
+    delay = first_s
+    down = False
+
+    async def attempt() -> bool:
+        nonlocal delay, down
+        started = asyncio.get_running_loop().time()
+        try:
+            await step()
+            return True
+        except rex.AuthenticationError:
+            raise
+        except PASSING as e:
+            if asyncio.get_running_loop().time() - started > 2 * longest_s:
+                delay, down = first_s, False  # it had worked for a while: a new outage
+            if not down:
+                report(f"lost Redis ({e}); trying again until it is back")
+            down = True
+            return False
+
+    while not await attempt():
+        await asyncio.sleep(random.uniform(0, delay))
+        delay = min(delay * 2, longest_s)

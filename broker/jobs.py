@@ -1,0 +1,195 @@
+"""Requests, jobs and results as plain values. Pure."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from enum import StrEnum
+
+import msgspec
+
+
+class Priority(StrEnum):
+    """Jobs of a higher level are dispatched first."""
+
+    HIGH = "high"
+    NORMAL = "normal"
+    LOW = "low"
+
+
+class JobState(StrEnum):
+    """Where a job is.
+
+    ``queued`` (request stream) -> ``dispatched`` (device queue) -> ``running`` -> ``done``, ``failed`` or
+    ``cancelled``; from ``dispatched`` and ``running`` back to ``queued`` when its worker drains or dies.
+    """
+
+    QUEUED = "queued"
+    DISPATCHED = "dispatched"
+    RUNNING = "running"
+    DONE = "done"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+class Submission(msgspec.Struct, frozen=True):
+    """A request on its way into the queue.
+
+    Attributes:
+        job_id: see ``job_id``.
+        custom_id: the client's own id, unique in the batch.
+        url: OpenAI path.
+        body: JSON object of the request, kept as the client wrote it.
+        max_tokens: most tokens it may generate, 0 where it does not say.
+    """
+
+    job_id: str
+    custom_id: str
+    url: str
+    body: bytes
+    max_tokens: int
+
+
+class WaitingJob(msgspec.Struct, frozen=True):
+    """A job in the request stream, as the scheduler sees it: an id and the numbers that placement needs.
+
+    Attributes:
+        job_id: id of the job.
+        level: request stream it waits in (one of ``keys.LEVELS``).
+        entry_id: id of its stream entry.
+        batch_id: batch it belongs to.
+        priority: level it is served at, also when it was returned.
+        body_bytes: size of the request's body in bytes.
+        max_tokens: most tokens it may generate, 0 where it does not say.
+    """
+
+    job_id: str
+    level: str
+    entry_id: str
+    batch_id: str
+    priority: str
+    body_bytes: int
+    max_tokens: int
+
+
+class Delivery(msgspec.Struct, frozen=True):
+    """One attempt of a job, handed to a worker.
+
+    Attributes:
+        job_id: id of the job.
+        entry_id: id of the device queue's entry.
+        batch_id: batch it belongs to.
+        attempt: 1 for the first.
+        url: OpenAI path.
+        body: JSON object of the request.
+    """
+
+    job_id: str
+    entry_id: str
+    batch_id: str
+    attempt: int
+    url: str
+    body: bytes
+
+
+class Outcome(msgspec.Struct, frozen=True):
+    """How an attempt ended, as its worker says it.
+
+    Attributes:
+        job_id: id of the job.
+        entry_id: id of the device queue's entry.
+        attempt: the attempt that ended; an older one than the job's current changes nothing.
+        status_code: HTTP status of the response, 0 where there is none.
+        body: response body or error body, empty where there is none.
+        prompt_tokens: tokens of the prompt.
+        output_tokens: tokens generated.
+        error_code: set where there is no response (``cancelled``, ``attempts_exhausted``), else empty.
+        error_message: one line for the error file.
+    """
+
+    job_id: str
+    entry_id: str
+    attempt: int
+    status_code: int
+    body: bytes
+    prompt_tokens: int = 0
+    output_tokens: int = 0
+    error_code: str = ""
+    error_message: str = ""
+
+
+class Result(msgspec.Struct, frozen=True):
+    """An ended job, as its client reads it.
+
+    Attributes:
+        cursor: position in the batch's result stream; reading on from here misses and repeats nothing.
+        job_id: id of the job.
+        custom_id: the client's own id.
+        status_code: HTTP status, 0 where there was no response.
+        body: response body or error body.
+        error_code: empty where there was a response.
+        error_message: one line.
+        prompt_tokens: tokens of the prompt.
+        output_tokens: tokens generated.
+        worker: name of the worker that ran it, empty where none did.
+        attempt: the attempt that counted.
+    """
+
+    cursor: str
+    job_id: str
+    custom_id: str
+    status_code: int
+    body: bytes
+    error_code: str
+    error_message: str
+    prompt_tokens: int
+    output_tokens: int
+    worker: str
+    attempt: int
+
+    @property
+    def ok(self) -> bool:
+        """Whether the request got a response with status 200."""
+        return self.status_code == 200 and not self.error_code
+
+
+class BatchCounts(msgspec.Struct, frozen=True):
+    """How far a batch is: numbers of jobs and of tokens."""
+
+    total: int = 0
+    done: int = 0
+    failed: int = 0
+    cancelled: int = 0
+    prompt_tokens: int = 0
+    output_tokens: int = 0
+    sealed: bool = False
+    state: str = "open"
+
+    @property
+    def ended(self) -> int:
+        """Jobs that have their result."""
+        return self.done + self.failed + self.cancelled
+
+    @property
+    def complete(self) -> bool:
+        """Whether all jobs were submitted and all have ended."""
+        return self.sealed and self.ended >= self.total
+
+    def __add__(self, other: BatchCounts) -> BatchCounts:
+        """The counts of a batch that lies in several pools."""
+        return BatchCounts(
+            total=self.total + other.total,
+            done=self.done + other.done,
+            failed=self.failed + other.failed,
+            cancelled=self.cancelled + other.cancelled,
+            prompt_tokens=self.prompt_tokens + other.prompt_tokens,
+            output_tokens=self.output_tokens + other.output_tokens,
+            sealed=self.sealed and other.sealed,
+            state=self.state if self.state != "open" else other.state,
+        )
+
+
+def job_id(batch_id: str, custom_id: str) -> str:
+    """The id of a job: the same batch and custom_id always give the same, so that a request sent twice is one job."""
+    digest = hashlib.blake2b(custom_id.encode("utf-8", "surrogatepass"), digest_size=9).digest()
+    return f"{batch_id}.{base64.urlsafe_b64encode(digest).decode()}"

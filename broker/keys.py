@@ -1,0 +1,93 @@
+"""Every key name in one place. Pure.
+
+The keys of one pool share a hash tag, so that a pool lives on one shard of a Redis Cluster. How long each key lives:
+
+=====================================  ==============================================================
+``ty:models``                          for ever: which pool serves which model outlives its workers
+``ty:pools``                           for ever: the names of the pools
+``ty:{pool}:requests:LEVEL``           for ever: accepted work never expires; an entry goes at dispatch
+``ty:{pool}:job:ID``, ``…:body:ID``    until the job ended; then the hash gets the result TTL
+``ty:{pool}:batch:ID``                 result TTL, from the end of its last job
+``ty:{pool}:results:BATCH``            result TTL, from the end of its last job
+``ty:{pool}:device:WORKER``            the worker's lifetime; holds just the jobs bound to it
+``ty:{pool}:control:WORKER``           a minute after the last order
+``ty:{pool}:worker:WORKER``            heartbeat TTL
+``ty:{pool}:workers``                  the pool's lifetime; a member goes with its worker
+``ty:{pool}:events``                   for ever, but bounded in length
+``ty:{pool}:lease``                    lease TTL
+``ty:{pool}:epoch``                    for ever: the fencing number must only grow
+=====================================  ==============================================================
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+MODELS = "ty:models"
+POOLS = "ty:pools"
+
+#: Consumer group of the request streams; its one consumer is whoever holds the lease.
+SCHEDULER_GROUP = "scheduler"
+#: Consumer group of a device queue; its consumer is the worker's incarnation.
+WORKER_GROUP = "worker"
+
+#: Request streams in the order in which they are served; ``returned`` holds jobs that came back from a worker.
+LEVELS = ("returned", "high", "normal", "low")
+
+
+@dataclass(frozen=True, slots=True)
+class PoolKeys:
+    """The keys of one pool."""
+
+    pool: str
+
+    @property
+    def prefix(self) -> str:
+        return f"ty:{{{self.pool}}}:"
+
+    def requests(self, level: str) -> str:
+        """Stream of jobs that wait for a device, one of ``LEVELS``."""
+        return f"{self.prefix}requests:{level}"
+
+    def job(self, job_id: str) -> str:
+        return f"{self.prefix}job:{job_id}"
+
+    def body(self, job_id: str) -> str:
+        return f"{self.prefix}body:{job_id}"
+
+    def batch(self, batch_id: str) -> str:
+        return f"{self.prefix}batch:{batch_id}"
+
+    def results(self, batch_id: str) -> str:
+        """Stream of the batch's ended jobs, each exactly once, in the order in which they ended."""
+        return f"{self.prefix}results:{batch_id}"
+
+    def device(self, worker: str) -> str:
+        """The worker's device queue."""
+        return f"{self.prefix}device:{worker}"
+
+    def control(self, worker: str) -> str:
+        """Orders to a worker: cancel a job or a batch."""
+        return f"{self.prefix}control:{worker}"
+
+    def worker(self, worker: str) -> str:
+        """The worker's heartbeat."""
+        return f"{self.prefix}worker:{worker}"
+
+    @property
+    def workers(self) -> str:
+        """Sorted set of worker names by the time of the last heartbeat (seconds, Redis' clock)."""
+        return f"{self.prefix}workers"
+
+    @property
+    def events(self) -> str:
+        """Stream of what happened: jobs completed, workers changed state, batches cancelled."""
+        return f"{self.prefix}events"
+
+    @property
+    def lease(self) -> str:
+        return f"{self.prefix}lease"
+
+    @property
+    def epoch(self) -> str:
+        return f"{self.prefix}epoch"

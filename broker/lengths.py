@@ -1,0 +1,44 @@
+"""How many tokens a job will take, learned from the jobs that ended. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from broker.jobs import WaitingJob
+
+#: Where nothing has been seen yet: about 4 bytes a token in English text, and a middling answer.
+_FIRST_TOKENS_PER_BYTE = 0.25
+_FIRST_OUTPUT_TOKENS = 200.0
+#: Weight of the newest observation.
+_GAIN = 0.02
+
+
+@dataclass(slots=True)
+class LengthModel:
+    """Prompt tokens from the body's size, output tokens from what the pool produced so far.
+
+    Attributes:
+        tokens_per_byte: prompt tokens a byte of request body.
+        output_tokens: mean output tokens.
+        observed: jobs seen.
+    """
+
+    tokens_per_byte: float = _FIRST_TOKENS_PER_BYTE
+    output_tokens: float = _FIRST_OUTPUT_TOKENS
+    observed: int = 0
+
+    def predict(self, job: WaitingJob) -> tuple[int, int]:
+        """Prompt and output tokens of a job; the output is never above its ``max_tokens``."""
+        prompt = max(1, round(job.body_bytes * self.tokens_per_byte))
+        output = max(1, round(self.output_tokens))
+        return prompt, min(output, job.max_tokens) if job.max_tokens else output
+
+    def observe(self, predicted_prompt: int, prompt_tokens: int, output_tokens: int) -> None:
+        """Learn from a job that ended with these true lengths (0 where it had none: it failed)."""
+        if prompt_tokens <= 0:
+            return
+        self.observed += 1
+        gain = max(_GAIN, 1 / (self.observed + 1))
+        ratio = min(4.0, max(0.25, prompt_tokens / max(predicted_prompt, 1)))
+        self.tokens_per_byte *= 1 + gain * (ratio - 1)
+        self.output_tokens += gain * (output_tokens - self.output_tokens)

@@ -1,0 +1,238 @@
+"""The scheduler of one pool: hold the lease, read what waits and how the workers are, decide, dispatch."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections import OrderedDict
+from collections.abc import Sequence
+from contextlib import suppress
+
+from broker.cluster import Heartbeat
+from broker.concurrency import run_together
+from broker.connection import PASSING, RedisClient, keep_trying
+from broker.errors import LeaseLostError
+from broker.events import BatchCancelled, Completed, Event, Returned, WorkerChanged, parse_event
+from broker.jobs import WaitingJob
+from broker.keys import LEVELS
+from broker.placement import Placer
+from broker.policies import make_policy
+from broker.policies.base import Placement
+from broker.settings import Settings
+from broker.store.scheduler import SchedulerStore
+
+log = logging.getLogger(__name__)
+
+#: Jobs read from a request stream in one call.
+_READ_JOBS = 500
+#: Heartbeats are looked at this often (seconds), and at once when a worker says that its state changed.
+_LOOK_S = 1.0
+#: A device queue's length must differ from our count for this many looks before we believe the queue.
+_DOUBTS = 3
+#: Cancelled batches remembered, so that jobs read later are discarded without a device.
+_CANCELLED_KEPT = 1000
+
+
+class Scheduler:
+    """Serves one pool for ever; several may run, one leads."""
+
+    def __init__(self, redis: RedisClient, pool: str, settings: Settings, *, owner: str, rng: random.Random) -> None:
+        make_policy(settings.policy)  # a wrong name shows at once, not when the lease comes
+        self._settings = settings
+        self._rng = rng
+        self._store = SchedulerStore(
+            redis, pool, owner, lease_ttl_s=settings.lease_ttl_s, result_ttl_s=settings.result_ttl_s
+        )
+        self.pool = pool
+
+    async def run(self) -> None:
+        """Stand by, lead, and stand by again, until cancelled. Redis may come and go."""
+        try:
+            await keep_trying(self._serve, lambda text: log.warning("pool %s: %s", self.pool, text))
+        finally:
+            with suppress(*PASSING):
+                await asyncio.wait_for(asyncio.shield(self._store.release_lease()), timeout=1)
+
+    async def _serve(self) -> None:
+        while True:
+            while not await self._store.hold_lease():  # noqa: ASYNC110  the lease lives in Redis
+                await asyncio.sleep(self._settings.lease_ttl_s / 3)
+            log.info("pool %s: leading with epoch %d, policy %s", self.pool, self._store.epoch, self._settings.policy)
+            try:
+                await _Leadership(self._store, self._settings, self._rng).run()
+            except LeaseLostError as e:
+                log.warning("%s; standing by", e)
+
+
+class _Leadership:
+    """One term as leader. All it knows is rebuilt from Redis when it starts."""
+
+    def __init__(self, store: SchedulerStore, settings: Settings, rng: random.Random) -> None:
+        self._store = store
+        self._settings = settings
+        self._placer = Placer(make_policy(settings.policy), rng, settings.round_trip_s)
+        self._wake = asyncio.Event()  # something changed: decide again
+        self._look = asyncio.Event()  # a worker changed: look at the heartbeats now
+        self._space = {level: asyncio.Event() for level in LEVELS}
+        self._cancelled: OrderedDict[str, None] = OrderedDict()
+        self._doubts: dict[str, int] = {}
+
+    async def run(self) -> None:
+        await self._store.prepare()
+        position = await self._store.last_event()
+        await self._look_at_workers()
+        for level in LEVELS:
+            await self._read_predecessors(level)
+        await run_together(
+            self._renew_lease(),
+            self._follow_events(position),
+            self._watch_workers(),
+            self._dispatch(),
+            *(self._read(level) for level in LEVELS),
+        )
+
+    async def _renew_lease(self) -> None:
+        epoch = self._store.epoch
+        while True:
+            await asyncio.sleep(self._settings.lease_ttl_s / 3)
+            if not await self._store.hold_lease() or self._store.epoch != epoch:
+                raise LeaseLostError(f"lost the lease of pool {self._store.pool}")
+
+    # What waits
+
+    async def _read_predecessors(self, level: str) -> None:
+        after = "0"
+        while jobs := await self._store.read_requests(level, _READ_JOBS, after=after):
+            self._take_up(jobs)
+            after = jobs[-1].entry_id
+
+    async def _read(self, level: str) -> None:
+        window = self._placer.window
+        space = self._space[level]
+        while True:
+            while (room := self._settings.window_jobs - window.count(level)) <= 0:
+                space.clear()
+                await space.wait()
+            jobs = await self._store.read_requests(level, min(room, _READ_JOBS))
+            self._take_up([job for job in jobs if job.batch_id not in self._cancelled])
+            await self._discard([job for job in jobs if job.batch_id in self._cancelled])
+
+    def _take_up(self, jobs: Sequence[WaitingJob]) -> None:
+        for job in jobs:
+            self._placer.window.add(job)
+        self._wake.set()
+
+    async def _discard(self, jobs: Sequence[WaitingJob]) -> None:
+        if jobs:
+            await self._store.discard(jobs)
+            self._freed()
+
+    def _freed(self) -> None:
+        for space in self._space.values():
+            space.set()
+
+    # What happens
+
+    async def _follow_events(self, position: str) -> None:
+        while True:
+            for position, fields in await self._store.events(position):  # noqa: B020  reads on from the last
+                event = parse_event(fields)
+                if event is None:
+                    log.warning("pool %s: event %s is malformed, skipped", self._store.pool, position)
+                else:
+                    await self._apply(event)
+            self._wake.set()
+
+    async def _apply(self, event: Event) -> None:
+        match event:
+            case Completed(worker, jobs):
+                self._placer.completed(worker, jobs, asyncio.get_running_loop().time())
+            case Returned(worker, jobs):
+                self._placer.forget(worker, jobs)
+            case WorkerChanged():
+                self._look.set()
+            case BatchCancelled(batch_id):
+                await self._cancel(batch_id)
+
+    async def _cancel(self, batch_id: str) -> None:
+        self._cancelled[batch_id] = None
+        while len(self._cancelled) > _CANCELLED_KEPT:
+            self._cancelled.popitem(last=False)
+        jobs = self._placer.window.of_batch(batch_id)
+        for job in jobs:
+            self._placer.window.remove(job)
+        for start in range(0, len(jobs), _READ_JOBS):
+            await self._discard(jobs[start : start + _READ_JOBS])
+
+    # How the workers are
+
+    async def _watch_workers(self) -> None:
+        while True:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._look.wait(), _LOOK_S)
+            self._look.clear()
+            await self._look_at_workers()
+            self._wake.set()
+
+    async def _look_at_workers(self) -> None:
+        now = await self._store.clock()
+        beats = await self._store.heartbeats()
+        alive: list[str] = []
+        for name, beat in beats.items():
+            if beat is None or now - beat.seen > self._settings.dead_after_s:
+                await self._declare_dead(name, beat)
+            else:
+                alive.append(name)
+                if self._placer.cluster.refresh(name, beat):
+                    await self._adopt(name, beat)
+        self._placer.cluster.keep_only(alive)
+        await self._check_counts(alive)
+
+    async def _adopt(self, name: str, beat: Heartbeat) -> None:
+        """A device new to us may have jobs already, from a scheduler before us."""
+        for job in await self._store.in_flight(name):
+            self._placer.cluster.devices[name].bind(job)
+        log.info("pool %s: worker %s (%s, %s) is %s", self._store.pool, name, beat.engine, beat.device, beat.state)
+
+    async def _declare_dead(self, name: str, beat: Heartbeat | None) -> None:
+        returned = await self._store.declare_dead(
+            name, silent_s=self._settings.dead_after_s, max_attempts=self._settings.max_attempts
+        )
+        if returned >= 0:
+            why = "its heartbeat cannot be read" if beat is None else "it fell silent"
+            log.warning("pool %s: worker %s is dead (%s); %d jobs went back", self._store.pool, name, why, returned)
+
+    async def _check_counts(self, names: list[str]) -> None:
+        """Our count of a device's jobs against its queue: an event that we missed would block the device for ever."""
+        for name, depth in (await self._store.device_depths(names)).items():
+            device = self._placer.cluster.devices.get(name)
+            if device is None or depth >= len(device.in_flight):
+                self._doubts.pop(name, None)
+                continue
+            self._doubts[name] = self._doubts.get(name, 0) + 1
+            if self._doubts[name] >= _DOUBTS:
+                before = set(device.in_flight)
+                there = {job.job_id for job in await self._store.in_flight(name)}
+                self._placer.forget(name, before - there)
+
+    # Decide and carry out
+
+    async def _dispatch(self) -> None:
+        now = asyncio.get_running_loop().time
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            while groups := self._placer.decide(now()):
+                await self._carry_out(groups)
+                self._freed()
+
+    async def _carry_out(self, groups: dict[str, list[Placement]]) -> None:
+        closed, dropped = await self._store.dispatch(groups)
+        for worker in closed:
+            self._placer.close(worker)
+            self._placer.take_back(groups[worker])
+            self._look.set()
+        if dropped:
+            for worker, placements in groups.items():
+                self._placer.forget(worker, [p.job.job_id for p in placements if p.job.job_id in dropped])

@@ -1,0 +1,25 @@
+-- A worker leaves the pool, by its own will (it names its incarnation) or because the scheduler declares it dead
+-- (it names its epoch). All its jobs go back, those that had started with attempt + 1.
+-- ARGV: prefix, worker, 'incarnation' or 'epoch', that value, result ttl_s, max attempts, silent for s (epoch only)
+-- Returns how many jobs went back; or -1: the caller has no say over it.
+local prefix, worker = ARGV[1], ARGV[2]
+local key = prefix .. 'worker:' .. worker
+if ARGV[3] == 'incarnation' then
+  if not is_current(key, ARGV[4]) then return -1 end
+else
+  if redis.call('HGET', prefix .. 'lease', 'epoch') ~= ARGV[4] then return -1 end
+  local seen = redis.call('HGET', key, 'seen')
+  if seen and tonumber(clock()) - tonumber(seen) < tonumber(ARGV[7]) then return -1 end
+end
+local at = clock()
+local tally = batch_tally(prefix, ARGV[5])
+local n, total = 0, 0
+repeat
+  n = give_back(tally, worker, true, tonumber(ARGV[6]), 1000, at)
+  total = total + n
+until n == 0
+write_tally(tally)
+redis.call('DEL', key, prefix .. 'device:' .. worker, prefix .. 'control:' .. worker)
+redis.call('ZREM', prefix .. 'workers', worker)
+announce(prefix, 'kind', 'worker', 'worker', worker)
+return total

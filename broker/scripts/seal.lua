@@ -1,0 +1,10 @@
+-- The batch has all its jobs: readers know when they have seen the last. ARGV: prefix, batch id, ttl_s
+local key = ARGV[1] .. 'batch:' .. ARGV[2]
+redis.call('HSET', key, 'sealed', 1)
+redis.call('HSETNX', key, 'created', clock())
+redis.call('HSETNX', key, 'state', 'open')
+redis.call('HSETNX', key, 'total', 0)
+local tally = batch_tally(ARGV[1], ARGV[3])
+tally.counts[ARGV[2]] = {}
+write_tally(tally)
+return 1

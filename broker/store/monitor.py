@@ -1,0 +1,75 @@
+"""What a watcher does: look, change nothing."""
+
+from __future__ import annotations
+
+from broker import keys
+from broker.cluster import Heartbeat, parse_heartbeat
+from broker.connection import BLOCK_S, RedisClient
+
+
+class MonitorStore:
+    """Read-only look at one pool."""
+
+    def __init__(self, redis: RedisClient, pool: str) -> None:
+        self._redis = redis
+        self.pool = pool
+        self.keys = keys.PoolKeys(pool)
+
+    async def heartbeats(self) -> dict[str, Heartbeat | None]:
+        """The last heartbeat of each worker; None where it expired or cannot be read."""
+        names = [name.decode() for name in await self._redis.zrange(self.keys.workers, 0, -1)]
+        pipe = self._redis.pipeline(transaction=False)
+        for name in names:
+            pipe.hgetall(self.keys.worker(name))
+        found = await pipe.execute() if names else []
+        return {name: parse_heartbeat(name, raw) for name, raw in zip(names, found, strict=True)}
+
+    async def device_depths(self, workers: list[str]) -> dict[str, int]:
+        """Jobs bound to each worker, queued and running."""
+        pipe = self._redis.pipeline(transaction=False)
+        for name in workers:
+            pipe.xlen(self.keys.device(name))
+        return dict(zip(workers, await pipe.execute() if workers else [], strict=True))
+
+    async def waiting(self) -> dict[str, int]:
+        """Jobs in each request stream."""
+        pipe = self._redis.pipeline(transaction=False)
+        for level in keys.LEVELS:
+            pipe.xlen(self.keys.requests(level))
+        return dict(zip(keys.LEVELS, await pipe.execute(), strict=True))
+
+    async def batches(self, limit: int = 50) -> list[str]:
+        """Ids of batches that are stored, newest first, at most ``limit``."""
+        pattern = self.keys.batch("*")
+        prefix = len(self.keys.batch(""))
+        found = [name.decode()[prefix:] async for name in self._redis.scan_iter(match=_literal(pattern), count=1000)]
+        return sorted(found, reverse=True)[:limit]
+
+    async def lease_owner(self) -> str | None:
+        """Who schedules this pool now."""
+        owner = await self._redis.hget(self.keys.lease, "owner")
+        return owner.decode() if owner else None
+
+    async def clock(self) -> float:
+        """Seconds since the epoch on Redis' clock, the one that heartbeats are stamped with."""
+        seconds, micros = await self._redis.time()
+        return seconds + micros / 1e6
+
+    async def events(self, after: str, *, limit: int = 1000) -> list[tuple[str, dict[str, str]]]:
+        """Events after position ``after`` ("$": from now on); waits at most ``BLOCK_S`` seconds."""
+        found = await self._redis.xread({self.keys.events: after}, count=limit, block=int(BLOCK_S * 1000))
+        return [
+            (entry.decode(), {k.decode(): v.decode() for k, v in fields.items()})
+            for _, entries in found
+            for entry, fields in entries
+        ]
+
+    async def last_event(self) -> str:
+        """Position of the newest event."""
+        newest = await self._redis.xrevrange(self.keys.events, count=1)
+        return newest[0][0].decode() if newest else "0"
+
+
+def _literal(pattern: str) -> str:
+    """The pool's braces are plain characters in a SCAN pattern; its dots and dashes are, too."""
+    return pattern.replace("[", "\\[").replace("]", "\\]").replace("?", "\\?")

@@ -1,0 +1,139 @@
+"""What a worker does: join, beat, take, complete, hand back, leave."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from broker import keys, scripts
+from broker.connection import BLOCK_S, RedisClient
+from broker.errors import UsageError, WorkerGoneError
+from broker.jobs import Delivery, Outcome
+
+#: A heartbeat outlives a silent worker by this many times the time after which it is declared dead.
+_HEARTBEAT_TTL_FACTOR = 3
+
+
+class WorkerStore:
+    """One worker's view of its pool. ``incarnation`` is new for every registration: it fences off earlier ones."""
+
+    def __init__(
+        self, redis: RedisClient, pool: str, worker: str, *, result_ttl_s: int, dead_after_s: float, max_attempts: int
+    ) -> None:
+        self._redis = redis
+        self.keys = keys.PoolKeys(pool)
+        self.worker = worker
+        self.incarnation = ""
+        self._ttl = result_ttl_s
+        self._heartbeat_ttl_ms = int(dead_after_s * _HEARTBEAT_TTL_FACTOR * 1000)
+        self._max_attempts = max_attempts
+        self._scripts = {
+            name: scripts.load(redis, name)
+            for name in ("register", "heartbeat", "take", "complete", "hand_back", "remove_worker")
+        }
+
+    async def register(self, incarnation: str, fields: Mapping[str, str], *, takeover: bool) -> None:
+        """Join the pool under this worker's name. Jobs of whoever bore the name before go back.
+
+        Raises:
+            UsageError: another living worker has the name and ``takeover`` is false.
+        """
+        args = [self.keys.prefix, self.worker, incarnation, self._heartbeat_ttl_ms, self._ttl, self._max_attempts]
+        joined = await self._scripts["register"](args=[*args, int(takeover), *_flat(fields)])
+        if not joined:
+            raise UsageError(
+                f"another worker of this pool is named {self.worker!r}: start this one with another --name"
+            )
+        self.incarnation = incarnation
+
+    async def heartbeat(self, fields: Mapping[str, str]) -> None:
+        """Say how this worker is.
+
+        Raises:
+            WorkerGoneError: it was declared dead; what it held belongs to others.
+        """
+        args = [self.keys.prefix, self.worker, self.incarnation, self._heartbeat_ttl_ms, *_flat(fields)]
+        self._check(await self._scripts["heartbeat"](args=args), gone=0)
+
+    async def wait_for_job(self, after: str) -> str:
+        """Wait (at most ``BLOCK_S`` seconds) for an entry after ``after``; returns the newest id seen."""
+        stream = self.keys.device(self.worker)
+        found = await self._redis.xread({stream: after}, count=1, block=int(BLOCK_S * 1000))
+        return found[0][1][0][0].decode() if found else after
+
+    async def take(self, count: int, *, again: bool = False) -> list[Delivery]:
+        """Take up to ``count`` jobs: they are running from here on.
+
+        With ``again``, those this incarnation was given before and has not ended: after a lost answer.
+
+        Raises:
+            WorkerGoneError: declared dead.
+        """
+        args = [self.keys.prefix, self.worker, self.incarnation, count, self._ttl, "0" if again else ">"]
+        taken = self._check(await self._scripts["take"](args=args), gone=-1)
+        return [
+            Delivery(
+                entry_id=entry.decode(),
+                job_id=job.decode(),
+                batch_id=batch.decode(),
+                attempt=int(attempt),
+                url=url.decode(),
+                body=body,
+            )
+            for entry, job, batch, attempt, url, body in taken
+        ]
+
+    async def complete(self, outcomes: Sequence[Outcome]) -> list[bool]:
+        """End attempts; False for each that came late and changed nothing.
+
+        Raises:
+            WorkerGoneError: declared dead.
+        """
+        rows = [
+            (
+                o.job_id,
+                o.entry_id,
+                o.attempt,
+                o.status_code,
+                scripts.text(o.body),
+                o.prompt_tokens,
+                o.output_tokens,
+                o.error_code,
+                o.error_message,
+            )
+            for o in outcomes
+        ]
+        args = [self.keys.prefix, self.worker, self.incarnation, self._ttl, scripts.pack(rows)]
+        return [flag == 1 for flag in self._check(await self._scripts["complete"](args=args), gone=-1)]
+
+    async def hand_back(self, *, also_running: bool) -> int:
+        """Give back what was not started, or everything; returns how many jobs.
+
+        Raises:
+            WorkerGoneError: declared dead.
+        """
+        args = [self.keys.prefix, self.worker, self.incarnation, self._ttl, int(also_running), self._max_attempts]
+        return int(self._check(await self._scripts["hand_back"](args=args), gone=-1))
+
+    async def leave(self) -> None:
+        """Leave the pool; whatever is still held goes back. Nothing happens where the pool forgot this worker."""
+        args = [self.keys.prefix, self.worker, "incarnation", self.incarnation, self._ttl, self._max_attempts]
+        await self._scripts["remove_worker"](args=args)
+
+    async def orders(self, after: str) -> tuple[str, list[dict[str, str]]]:
+        """Wait (at most ``BLOCK_S`` seconds) for orders after ``after``; returns the new position and the orders."""
+        found = await self._redis.xread({self.keys.control(self.worker): after}, count=100, block=int(BLOCK_S * 1000))
+        if not found:
+            return after, []
+        entries = found[0][1]
+        orders = [{k.decode(): v.decode() for k, v in fields.items()} for _, fields in entries]
+        return entries[-1][0].decode(), orders
+
+    def _check(self, answer: Any, *, gone: int) -> Any:
+        if answer == gone:
+            raise WorkerGoneError(f"worker {self.worker} was declared dead; its jobs went to others")
+        return answer
+
+
+def _flat(fields: Mapping[str, str]) -> list[str]:
+    return [text for pair in fields.items() for text in pair]

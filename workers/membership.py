@@ -1,0 +1,125 @@
+"""Being part of a pool: join, say how one is, and join anew after having been declared dead."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import secrets
+import socket
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
+
+from broker.cluster import WorkerState
+from broker.connection import RedisClient, keep_trying
+from broker.errors import WorkerGoneError
+from broker.settings import Settings
+from broker.store.client import Registry
+from broker.store.worker import WorkerStore
+from workers.engines.base import Capacity, Load
+from workers.heartbeat import Identity, heartbeat_fields
+from workers.rates import RateWindow
+
+log = logging.getLogger(__name__)
+
+_NO_LOAD = Load(0, 0, 0, 0, 0, 0)
+
+
+class Membership:
+    """One worker's place in its pool."""
+
+    def __init__(
+        self, redis: RedisClient, settings: Settings, *, name: str, engine_kind: str, models: Sequence[str]
+    ) -> None:
+        self.store = WorkerStore(
+            redis,
+            settings.pool,
+            name,
+            result_ttl_s=settings.result_ttl_s,
+            dead_after_s=settings.dead_after_s,
+            max_attempts=settings.max_attempts,
+        )
+        self.capacity = Capacity(device="", model=models[0], kv_tokens=0, seats=0, context_tokens=0, version="")
+        self._registry = Registry(redis)
+        self._settings = settings
+        self._models = tuple(models)
+        self._identity = Identity(engine_kind, models[0], socket.gethostname(), os.getpid())
+        self._state: WorkerState = "starting"
+        self._rates = RateWindow()
+        self._beat_now = asyncio.Event()
+        self._joining = asyncio.Lock()
+        self._gone: Callable[[], Awaitable[None]] | None = None
+
+    def on_gone(self, drop: Callable[[], Awaitable[None]]) -> None:
+        """What to do when the pool has given this worker up: abort what it runs, it is others' now."""
+        self._gone = drop
+
+    async def join(self) -> None:
+        """Join the pool, as a worker that starts.
+
+        Raises:
+            UsageError: another pool serves one of the models.
+        """
+        await self._registry.add_pool(self._settings.pool, self._models)
+        await self._register(takeover=True)
+
+    def set_state(self, state: WorkerState) -> None:
+        """Tell the pool at once."""
+        self._state = state
+        self._beat_now.set()
+
+    def started(self, capacity: Capacity, *, draining: bool) -> None:
+        """The engine is ready."""
+        self.capacity = capacity
+        self.set_state("draining" if draining else "ready")
+
+    async def beat(self, account: Callable[[], tuple[Load, int]]) -> None:
+        """Say how this worker is, at every interval and at every change of its state, for ever.
+
+        Args:
+            account: the engine's load and the number of jobs ended.
+
+        Raises:
+            WorkerGoneError: declared dead.
+        """
+        while True:
+            load, jobs_total = account() if self._state != "starting" else (_NO_LOAD, 0)
+            await self.store.heartbeat(self._fields(load, jobs_total))
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._beat_now.wait(), self._settings.heartbeat_interval_s)
+            self._beat_now.clear()
+
+    async def keep(self, step: Callable[[], Awaitable[None]]) -> None:
+        """Run ``step`` to its end while Redis comes and goes and the pool gives this worker up and takes it back.
+
+        Raises:
+            UsageError: another worker has this one's name now.
+        """
+
+        async def attempt() -> None:
+            while True:
+                incarnation = self.store.incarnation
+                try:
+                    return await step()
+                except WorkerGoneError as e:
+                    await self._rejoin(incarnation, str(e))
+
+        await keep_trying(attempt, log.warning)
+
+    async def _rejoin(self, incarnation: str, why: str) -> None:
+        """Once for each time the pool gave this worker up, however many of its loops noticed."""
+        async with self._joining:
+            if self.store.incarnation != incarnation:
+                return
+            log.warning("%s; joining anew", why)
+            if self._gone is not None:
+                await self._gone()
+            await self._register(takeover=False)
+
+    async def _register(self, *, takeover: bool) -> None:
+        await self.store.register(secrets.token_hex(4), self._fields(_NO_LOAD, 0), takeover=takeover)
+
+    def _fields(self, load: Load, jobs_total: int) -> dict[str, str]:
+        now = asyncio.get_running_loop().time()
+        rates = self._rates.add(now, load.prompt_tokens_total, load.output_tokens_total)
+        return heartbeat_fields(self._identity, self._state, self.capacity, load, rates, jobs_total)
