@@ -54,7 +54,6 @@ class BatchState:
         self.total_blocks = self.free_blocks = profile.kv_tokens // block_tokens
         self.prompt_tokens = 0
         self.output_tokens = 0
-        self.has_preempted = False  # by the latest plan
         self.events: list[Event] = []
         self._budget = token_budget
         self._overhead = step_overhead_s
@@ -73,12 +72,12 @@ class BatchState:
 
     def plan(self, now: float) -> StepRun:
         """Choose the batch of the steps that start ``now``: one step with prefill, or a run of decode steps."""
-        self.has_preempted = self._make_room(now)
+        self._make_room(now)
         self._chunks = []
         budget = self._budget - len(self.decoders)
         for request in self.prefilling:
             budget -= self._plan_chunk(request, budget)
-        while budget > 0 and self.waiting and not self.has_preempted:
+        while budget > 0 and self.waiting:
             request = next(iter(self.waiting.values()))
             if not self.has_room(request):
                 break
@@ -117,17 +116,14 @@ class BatchState:
         request.prefilled = 0
         self.free_blocks += blocks
 
-    def _make_room(self, now: float) -> bool:
+    def _make_room(self, now: float) -> None:
         """Preempt, youngest first, until the next decode step finds the KV blocks it takes."""
-        preempted = False
         while self.decoders.new_blocks(1) > self.free_blocks:
             request = self.running[next(reversed(self.running))]
             self.release(request)
             self.waiting[request.id] = request
             self.waiting.move_to_end(request.id, last=False)
             self.events.append(Event(EventKind.PREEMPTED, request.id, now))
-            preempted = True
-        return preempted
 
     def _admit(self, request: Request) -> None:
         del self.waiting[request.id]

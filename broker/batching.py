@@ -74,7 +74,7 @@ class ContinuousBatch:
             self._border = self._clock
         request = state.waiting[request_id] = Request(request_id, prompt_tokens, output_tokens)
         # Behind others, or without room, it changes nothing before the batch is made anew anyway.
-        if self._plan and len(state.waiting) == 1 and False:
+        if self._plan and len(state.waiting) == 1 and state.has_room(request):
             self._cut(self._plan)
 
     def cancel(self, request_id: RequestId, now: float) -> bool:
@@ -208,7 +208,6 @@ class ContinuousBatch:
         """The batch is to be made anew at the next border: keep only the steps that have begun."""
         ended = plan.ended(self._clock)
         begun = ended if plan.end(ended) == self._clock else ended + 1
-        if begun or self._state.has_preempted:
-            plan.steps = min(plan.steps, max(begun, 1))
-        else:
+        plan.steps = min(plan.steps, begun)
+        if not begun:
             self._plan = None

@@ -9,7 +9,7 @@ from collections.abc import AsyncGenerator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
-from broker.concurrency import cancel_all
+from broker.concurrency import Pacer, cancel_all
 from broker.connection import RedisClient, connected
 from broker.errors import UnknownBatchError
 from broker.jobs import BatchCounts, Priority, Result, Submission, job_id
@@ -192,7 +192,9 @@ async def _pump(store: ClientStore, batch_id: str, queue: asyncio.Queue[list[Res
 
 async def _results_of_pool(store: ClientStore, batch_id: str) -> AsyncGenerator[list[Result]]:
     after = "0"
+    pacer = Pacer()
     while True:
+        await pacer.pause()
         chunk = await store.results(batch_id, after, limit=_READ_RESULTS, block=False)
         if not chunk:
             complete = (await store.counts(batch_id)).complete

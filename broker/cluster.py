@@ -61,11 +61,12 @@ def parse_heartbeat(name: str, raw: Mapping[bytes, bytes]) -> Heartbeat | None:
 
 @dataclass(frozen=True, slots=True)
 class InFlight:
-    """A job bound to a device: its lengths in tokens, as predicted at dispatch."""
+    """A job bound to a device: its lengths in tokens, as predicted at dispatch, and its body's size (0: not known)."""
 
     job_id: str
     prompt_tokens: int
     output_tokens: int
+    body_bytes: int = 0
 
     @property
     def tokens(self) -> int:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
+from contextlib import suppress
 from typing import Any
+
+_CANCEL_AGAIN_S = 0.5
 
 
 async def run_together(*coroutines: Coroutine[Any, Any, object]) -> None:
@@ -22,15 +25,46 @@ async def run_together(*coroutines: Coroutine[Any, Any, object]) -> None:
         await cancel_all(tasks)
 
 
-async def cancel_all(tasks: list[asyncio.Task[Any]]) -> None:
-    """Cancel tasks and wait until each has ended."""
-    for task in tasks:
-        task.cancel()
-    if tasks:
-        await asyncio.wait(tasks)
+class Pacer:
+    """At least ``interval_s`` seconds from one pass of a loop to the next.
+
+    A lone job passes at once; under load each pass finds many, and a call to Redis costs much the same for one job
+    as for fifty.
+    """
+
+    def __init__(self, interval_s: float = 0.002) -> None:
+        self._interval_s = interval_s
+        self._last = float("-inf")
+
+    async def pause(self) -> None:
+        """Wait for what is left of the interval."""
+        now = asyncio.get_running_loop().time
+        rest = self._last + self._interval_s - now()
+        if rest > 0:
+            await asyncio.sleep(rest)
+        self._last = now()
+
+
+async def cancel_all(tasks: Sequence[asyncio.Task[Any]]) -> None:
+    """Cancel tasks and wait until each has ended.
+
+    Cancels again where a task goes on: in Python 3.11 ``wait_for``, which redis-py uses, may swallow a cancellation.
+    """
+    pending = {task for task in tasks if not task.done()}
+    while pending:
+        for task in pending:
+            task.cancel()
+        _, pending = await asyncio.wait(pending, timeout=_CANCEL_AGAIN_S)
     for task in tasks:
         if not task.cancelled():
             task.exception()  # seen: no warning about it at exit
+
+
+async def wait_at_most(event: asyncio.Event, seconds: float) -> None:
+    """Wait for an event, but no longer than that."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            await event.wait()
 
 
 def on_stop_signals(callback: Any) -> None:

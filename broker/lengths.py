@@ -9,6 +9,8 @@ from broker.jobs import WaitingJob
 #: Where nothing has been seen yet: about 4 bytes a token in English text, and a middling answer.
 _FIRST_TOKENS_PER_BYTE = 0.25
 _FIRST_OUTPUT_TOKENS = 200.0
+#: No tokenizer makes more of a byte; what claims so is wrong or forged.
+_MOST_TOKENS_PER_BYTE = 2.0
 #: Weight of the newest observation.
 _GAIN = 0.02
 
@@ -33,12 +35,11 @@ class LengthModel:
         output = max(1, round(self.output_tokens))
         return prompt, min(output, job.max_tokens) if job.max_tokens else output
 
-    def observe(self, predicted_prompt: int, prompt_tokens: int, output_tokens: int) -> None:
-        """Learn from a job that ended with these true lengths (0 where it had none: it failed)."""
-        if prompt_tokens <= 0:
+    def observe(self, body_bytes: int, prompt_tokens: int, output_tokens: int) -> None:
+        """Learn from a job that ended: its body's size and its true lengths in tokens (0 where it failed)."""
+        if prompt_tokens <= 0 or body_bytes <= 0:
             return
         self.observed += 1
         gain = max(_GAIN, 1 / (self.observed + 1))
-        ratio = min(4.0, max(0.25, prompt_tokens / max(predicted_prompt, 1)))
-        self.tokens_per_byte *= 1 + gain * (ratio - 1)
+        self.tokens_per_byte += gain * (min(prompt_tokens / body_bytes, _MOST_TOKENS_PER_BYTE) - self.tokens_per_byte)
         self.output_tokens += gain * (output_tokens - self.output_tokens)

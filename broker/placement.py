@@ -93,8 +93,9 @@ class Placer:
         for placement in self.policy.place(candidates, offers, now, self.rng):
             groups.setdefault(placement.device, []).append(placement)
             self.window.remove(placement.job)
+            job = placement.job
             self.cluster.devices[placement.device].bind(
-                InFlight(placement.job.job_id, placement.prompt_tokens, placement.output_tokens)
+                InFlight(job.job_id, placement.prompt_tokens, placement.output_tokens, job.body_bytes)
             )
         return groups
 
@@ -126,5 +127,5 @@ class Placer:
         for job_id, (prompt_tokens, output_tokens) in ended.items():
             job = known.unbind(job_id)
             if job is not None:
-                self.lengths.observe(job.prompt_tokens, prompt_tokens, output_tokens)
+                self.lengths.observe(job.body_bytes, prompt_tokens, output_tokens)
         known.count_completed(len(ended), now)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 from broker.cluster import Heartbeat
-from broker.concurrency import run_together
+from broker.concurrency import Pacer, run_together, wait_at_most
 from broker.connection import PASSING, RedisClient, keep_trying
 from broker.errors import LeaseLostError
 from broker.events import BatchCancelled, Completed, Event, Returned, WorkerChanged, parse_event
@@ -51,8 +51,9 @@ class Scheduler:
         try:
             await keep_trying(self._serve, lambda text: log.warning("pool %s: %s", self.pool, text))
         finally:
-            with suppress(*PASSING):
-                await asyncio.wait_for(asyncio.shield(self._store.release_lease()), timeout=1)
+            with suppress(*PASSING, TimeoutError):
+                async with asyncio.timeout(1):
+                    await self._store.release_lease()
 
     async def _serve(self) -> None:
         while True:
@@ -169,8 +170,7 @@ class _Leadership:
 
     async def _watch_workers(self) -> None:
         while True:
-            with suppress(TimeoutError):
-                await asyncio.wait_for(self._look.wait(), _LOOK_S)
+            await wait_at_most(self._look, _LOOK_S)
             self._look.clear()
             await self._look_at_workers()
             self._wake.set()
@@ -220,8 +220,10 @@ class _Leadership:
 
     async def _dispatch(self) -> None:
         now = asyncio.get_running_loop().time
+        pacer = Pacer()
         while True:
             await self._wake.wait()
+            await pacer.pause()
             self._wake.clear()
             while groups := self._placer.decide(now()):
                 await self._carry_out(groups)

@@ -8,9 +8,9 @@ import os
 import secrets
 import socket
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import suppress
 
 from broker.cluster import WorkerState
+from broker.concurrency import wait_at_most
 from broker.connection import RedisClient, keep_trying
 from broker.errors import WorkerGoneError
 from broker.settings import Settings
@@ -85,8 +85,7 @@ class Membership:
         while True:
             load, jobs_total = account() if self._state != "starting" else (_NO_LOAD, 0)
             await self.store.heartbeat(self._fields(load, jobs_total))
-            with suppress(TimeoutError):
-                await asyncio.wait_for(self._beat_now.wait(), self._settings.heartbeat_interval_s)
+            await wait_at_most(self._beat_now, self._settings.heartbeat_interval_s)
             self._beat_now.clear()
 
     async def keep(self, step: Callable[[], Awaitable[None]]) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
-from broker.concurrency import cancel_all, run_together
+from broker.concurrency import Pacer, cancel_all, run_together
 from broker.connection import PASSING
 from workers.engines.base import Engine, EngineStartError, EngineUnavailableError
 from workers.executor import Executor
@@ -64,7 +64,8 @@ class Worker:
         finally:
             await cancel_all(tasks)
             with suppress(*PASSING, TimeoutError):
-                await asyncio.wait_for(self._store.leave(), timeout=5)
+                async with asyncio.timeout(5):
+                    await self._store.leave()
             await self._drop_all()
             await self._engine.stop()
             log.info("worker %s left after %d jobs", self._store.worker, self._executor.jobs_total)
@@ -127,8 +128,10 @@ class Worker:
             position = delivery.entry_id
             if not self._executor.holds(delivery):
                 self._executor.start(delivery)
+        pacer = Pacer()
         while True:
             await self._executor.until(lambda: self._room() > 0)
+            await pacer.pause()
             taken = await self._store.take(min(self._room(), _TAKE))
             for delivery in taken:
                 position = delivery.entry_id
@@ -144,8 +147,10 @@ class Worker:
         return seats + max(1, seats // 16) - self._executor.running
 
     async def _send(self) -> None:
+        pacer = Pacer()
         while True:
             await self._executor.done.wait()
+            await pacer.pause()
             await self._executor.flush(self._store.complete)
 
     async def _follow_orders(self) -> None:
