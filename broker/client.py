@@ -56,7 +56,7 @@ class Client:
     """A client of every pool on one Redis server. Make one with ``connect_client``."""
 
     def __init__(self, redis: RedisClient, result_ttl_s: int) -> None:
-        self._redis = redis
+        self.redis = redis
         self._ttl = result_ttl_s
         self.registry = Registry(redis)
         self._stores: dict[str, ClientStore] = {}
@@ -165,12 +165,12 @@ class Client:
     async def pools_of(self, batch_id: str) -> list[str]:
         """Pools that have jobs of this batch."""
         pools = await self.registry.pools()
-        return [p for p in pools if await self._redis.exists(self.store(p).keys.batch(batch_id))]
+        return [p for p in pools if await self.redis.exists(self.store(p).keys.batch(batch_id))]
 
     def store(self, pool: str) -> ClientStore:
         """The pool as this client sees it."""
         if pool not in self._stores:
-            self._stores[pool] = ClientStore(self._redis, pool, self._ttl)
+            self._stores[pool] = ClientStore(self.redis, pool, self._ttl)
         return self._stores[pool]
 
     async def _require(self, batch_id: str) -> list[str]:

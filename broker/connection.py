@@ -17,6 +17,9 @@ from broker.errors import RedisRefusedError, RedisUnavailableError, TokenyardErr
 #: redis-py annotates its sync and its async client with one type, which fits neither; ours is always the async one.
 RedisClient = Any
 
+#: What every error of redis-py is; see ``translate``.
+RedisError = rex.RedisError
+
 #: How long a blocking read waits on the server, and how long the client waits for that answer (seconds).
 BLOCK_S = 5.0
 READ_TIMEOUT_S = 15.0
