@@ -51,7 +51,7 @@ class Heartbeat(BaseModel):
 
 def parse_heartbeat(name: str, raw: Mapping[bytes, bytes]) -> Heartbeat | None:
     """A heartbeat from its hash; None where there is none or it is not one (anyone can write to Redis)."""
-    if not raw or len(name) > 128:
+    if not raw or len(name) > 128 or not name.isprintable():
         return None
     try:
         return Heartbeat.model_validate({k.decode(): v.decode() for k, v in raw.items()})

@@ -32,7 +32,10 @@ def connect(url: str) -> RedisClient:
         RedisUnavailableError: the address cannot be read.
     """
     try:
-        return Redis.from_url(url, socket_timeout=READ_TIMEOUT_S, socket_connect_timeout=5.0)
+        # Names in Redis may be any bytes: what we read with surrogates, we can name again.
+        return Redis.from_url(
+            url, socket_timeout=READ_TIMEOUT_S, socket_connect_timeout=5.0, encoding_errors="surrogateescape"
+        )
     except ValueError as e:
         raise RedisUnavailableError(f"TOKENYARD_REDIS_URL is not an address: {e}") from None
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+#: No job has more; what claims so is forged, and would spoil what is learned from it.
+_MOST_TOKENS = 10**9
+
 
 @dataclass(frozen=True, slots=True)
 class Completed:
@@ -59,4 +62,11 @@ def parse_event(fields: Mapping[str, str]) -> Event | None:
 
 def _ended(text: str) -> tuple[str, tuple[int, int]]:
     job_id, prompt_tokens, output_tokens = text.rsplit(":", 2)
-    return job_id, (int(prompt_tokens), int(output_tokens))
+    return job_id, (_tokens(prompt_tokens), _tokens(output_tokens))
+
+
+def _tokens(text: str) -> int:
+    tokens = int(text)
+    if not 0 <= tokens <= _MOST_TOKENS:
+        raise ValueError(f"not a number of tokens: {tokens}")
+    return tokens

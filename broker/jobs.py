@@ -8,6 +8,9 @@ from enum import StrEnum
 
 import msgspec
 
+#: Error code of a request whose batch was cancelled, as OpenAI's Batch API has it.
+BATCH_CANCELLED = "batch_cancelled"
+
 
 class Priority(StrEnum):
     """Jobs of a higher level are dispatched first."""
@@ -20,13 +23,12 @@ class Priority(StrEnum):
 class JobState(StrEnum):
     """Where a job is.
 
-    ``queued`` (request stream) -> ``dispatched`` (device queue) -> ``running`` -> ``done``, ``failed`` or
-    ``cancelled``; from ``dispatched`` and ``running`` back to ``queued`` when its worker drains or dies.
+    ``queued`` (request stream) -> ``dispatched`` (device queue; started once its worker has taken the entry) ->
+    ``done``, ``failed`` or ``cancelled``; from ``dispatched`` back to ``queued`` when its worker drains or dies.
     """
 
     QUEUED = "queued"
     DISPATCHED = "dispatched"
-    RUNNING = "running"
     DONE = "done"
     FAILED = "failed"
     CANCELLED = "cancelled"
@@ -76,18 +78,24 @@ class Delivery(msgspec.Struct, frozen=True):
     """One attempt of a job, handed to a worker.
 
     Attributes:
+        entry_id: id of the device queue's entry, new for every attempt.
         job_id: id of the job.
-        entry_id: id of the device queue's entry.
         batch_id: batch it belongs to.
+        custom_id: the client's own id.
         attempt: 1 for the first.
+        submitted: when it was submitted, seconds since the epoch on Redis' clock, as text.
+        started: when it was taken, likewise.
         url: OpenAI path.
         body: JSON object of the request.
     """
 
-    job_id: str
     entry_id: str
+    job_id: str
     batch_id: str
+    custom_id: str
     attempt: int
+    submitted: str
+    started: str
     url: str
     body: bytes
 
@@ -96,26 +104,29 @@ class Outcome(msgspec.Struct, frozen=True):
     """How an attempt ended, as its worker says it.
 
     Attributes:
-        job_id: id of the job.
-        entry_id: id of the device queue's entry.
-        attempt: the attempt that ended; an older one than the job's current changes nothing.
+        delivery: the attempt; where its job went to another meanwhile, the outcome changes nothing.
         status_code: HTTP status of the response, 0 where there is none.
         body: response body or error body, empty where there is none.
         prompt_tokens: tokens of the prompt.
         output_tokens: tokens generated.
-        error_code: set where there is no response (``cancelled``, ``attempts_exhausted``), else empty.
+        error_code: set where there is no response, for example ``batch_cancelled``.
         error_message: one line for the error file.
     """
 
-    job_id: str
-    entry_id: str
-    attempt: int
+    delivery: Delivery
     status_code: int
     body: bytes
     prompt_tokens: int = 0
     output_tokens: int = 0
     error_code: str = ""
     error_message: str = ""
+
+    @property
+    def state(self) -> JobState:
+        """The state that the job ends in."""
+        if self.error_code == BATCH_CANCELLED:
+            return JobState.CANCELLED
+        return JobState.DONE if self.status_code == 200 and not self.error_code else JobState.FAILED
 
 
 class Result(msgspec.Struct, frozen=True):
@@ -133,6 +144,8 @@ class Result(msgspec.Struct, frozen=True):
         output_tokens: tokens generated.
         worker: name of the worker that ran it, empty where none did.
         attempt: the attempt that counted.
+        submitted: when it was submitted, seconds since the epoch on Redis' clock.
+        started: when its last attempt started, 0 where none did.
     """
 
     cursor: str
@@ -146,6 +159,8 @@ class Result(msgspec.Struct, frozen=True):
     output_tokens: int
     worker: str
     attempt: int
+    submitted: float = 0.0
+    started: float = 0.0
 
     @property
     def ok(self) -> bool:

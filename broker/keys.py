@@ -6,9 +6,10 @@ The keys of one pool share a hash tag, so that a pool lives on one shard of a Re
 ``ty:models``                          for ever: which pool serves which model outlives its workers
 ``ty:pools``                           for ever: the names of the pools
 ``ty:{pool}:requests:LEVEL``           for ever: accepted work never expires; an entry goes at dispatch
-``ty:{pool}:job:ID``, ``…:body:ID``    until the job ended; then the hash gets the result TTL
+``ty:{pool}:job:ID``, ``…:body:ID``    until the job ends: accepted work never expires
 ``ty:{pool}:batch:ID``                 result TTL, from the end of its last job
 ``ty:{pool}:results:BATCH``            result TTL, from the end of its last job
+``ty:{pool}:ended:BATCH``              result TTL, from the end of its last job
 ``ty:{pool}:device:WORKER``            the worker's lifetime; holds just the jobs bound to it
 ``ty:{pool}:control:WORKER``           a minute after the last order
 ``ty:{pool}:worker:WORKER``            heartbeat TTL
@@ -61,6 +62,10 @@ class PoolKeys:
     def results(self, batch_id: str) -> str:
         """Stream of the batch's ended jobs, each exactly once, in the order in which they ended."""
         return f"{self.prefix}results:{batch_id}"
+
+    def ended(self, batch_id: str) -> str:
+        """Hash of the batch's ended jobs: the job's id without the batch -> entry of the result stream."""
+        return f"{self.prefix}ended:{batch_id}"
 
     def device(self, worker: str) -> str:
         """The worker's device queue."""

@@ -100,11 +100,11 @@ class Placer:
         return groups
 
     def take_back(self, placements: Iterable[Placement]) -> None:
-        """Undo decisions that could not be carried out: their device takes no jobs now."""
+        """Undo decisions that could not be carried out: their devices take no jobs now."""
         undone = list(placements)
         for placement in undone:
             self.forget(placement.device, [placement.job.job_id])
-        self.window.put_back(placement.job for placement in undone)
+        self.window.put_back(sorted((placement.job for placement in undone), key=_age))
 
     def close(self, device: str) -> None:
         """This device takes no jobs until its next heartbeat says so."""
@@ -129,3 +129,9 @@ class Placer:
             if job is not None:
                 self.lengths.observe(job.body_bytes, prompt_tokens, output_tokens)
         known.count_completed(len(ended), now)
+
+
+def _age(job: WaitingJob) -> tuple[int, int]:
+    """Order within a line: that of the stream."""
+    milliseconds, _, sequence = job.entry_id.partition("-")
+    return int(milliseconds), int(sequence or 0)

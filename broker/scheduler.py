@@ -30,8 +30,8 @@ _READ_JOBS = 500
 _LOOK_S = 1.0
 #: A device queue's length must differ from our count for this many looks before we believe the queue.
 _DOUBTS = 3
-#: Cancelled batches remembered, so that jobs read later are discarded without a device.
-_CANCELLED_KEPT = 1000
+#: Batches of which we remember whether they are cancelled; what is forgotten is looked up again.
+_BATCHES_KEPT = 10_000
 
 
 class Scheduler:
@@ -76,21 +76,23 @@ class _Leadership:
         self._wake = asyncio.Event()  # something changed: decide again
         self._look = asyncio.Event()  # a worker changed: look at the heartbeats now
         self._space = {level: asyncio.Event() for level in LEVELS}
-        self._cancelled: OrderedDict[str, None] = OrderedDict()
+        self._batches: OrderedDict[str, bool] = OrderedDict()  # batch -> whether it is cancelled
         self._doubts: dict[str, int] = {}
+        self._since = 0.0  # start of this term, on Redis' clock
+        self._unreadable: set[str] = set()
 
     async def run(self) -> None:
         await self._store.prepare()
         position = await self._store.last_event()
+        self._since = await self._store.clock()
         await self._look_at_workers()
-        for level in LEVELS:
-            await self._read_predecessors(level)
+        positions = {level: await self._read_predecessors(level) for level in LEVELS}
         await run_together(
             self._renew_lease(),
             self._follow_events(position),
             self._watch_workers(),
             self._dispatch(),
-            *(self._read(level) for level in LEVELS),
+            *(self._read(level, positions[level]) for level in LEVELS),
         )
 
     async def _renew_lease(self) -> None:
@@ -102,27 +104,48 @@ class _Leadership:
 
     # What waits
 
-    async def _read_predecessors(self, level: str) -> None:
-        after = "0"
-        while jobs := await self._store.read_requests(level, _READ_JOBS, after=after):
-            self._take_up(jobs)
-            after = jobs[-1].entry_id
+    async def _read_predecessors(self, level: str) -> str:
+        """Take up what was read before this term and not dispatched; returns where to read on."""
+        jobs = await self._store.read_pending(level, _READ_JOBS)
+        for start in range(0, len(jobs), _READ_JOBS):
+            await self._take_up(jobs[start : start + _READ_JOBS])
+        return jobs[-1].entry_id if jobs else "0"
 
-    async def _read(self, level: str) -> None:
+    async def _read(self, level: str, position: str) -> None:
         window = self._placer.window
         space = self._space[level]
         while True:
             while (room := self._settings.window_jobs - window.count(level)) <= 0:
                 space.clear()
                 await space.wait()
-            jobs = await self._store.read_requests(level, min(room, _READ_JOBS))
-            self._take_up([job for job in jobs if job.batch_id not in self._cancelled])
-            await self._discard([job for job in jobs if job.batch_id in self._cancelled])
+            limit = min(room, _READ_JOBS)
+            jobs = await self._store.read_requests(level, limit)
+            if jobs:
+                position = jobs[-1].entry_id
+                await self._take_up(jobs)
+            if len(jobs) < limit:
+                position = await self._store.wait_for_request(level, position)
 
-    def _take_up(self, jobs: Sequence[WaitingJob]) -> None:
+    async def _take_up(self, jobs: Sequence[WaitingJob]) -> None:
+        """Jobs into the window; those of cancelled batches end here, also where no device is there to take them."""
+        new = {job.batch_id for job in jobs} - self._batches.keys()
+        cancelled = await self._store.cancelled(new)
+        for batch_id in new:
+            self._remember(batch_id, cancelled=batch_id in cancelled)
+        discarded: list[WaitingJob] = []
         for job in jobs:
-            self._placer.window.add(job)
+            if self._batches.get(job.batch_id):
+                discarded.append(job)
+            else:
+                self._placer.window.add(job)
         self._wake.set()
+        await self._discard(discarded)
+
+    def _remember(self, batch_id: str, *, cancelled: bool) -> None:
+        """What is cancelled stays so, whatever an answer says that was under way when it came."""
+        self._batches[batch_id] = cancelled or self._batches.pop(batch_id, False)
+        while len(self._batches) > _BATCHES_KEPT:
+            self._batches.popitem(last=False)
 
     async def _discard(self, jobs: Sequence[WaitingJob]) -> None:
         if jobs:
@@ -157,9 +180,10 @@ class _Leadership:
                 await self._cancel(batch_id)
 
     async def _cancel(self, batch_id: str) -> None:
-        self._cancelled[batch_id] = None
-        while len(self._cancelled) > _CANCELLED_KEPT:
-            self._cancelled.popitem(last=False)
+        if not await self._store.cancelled([batch_id]):
+            log.warning("pool %s: batch %s is not cancelled, though an event says so", self._store.pool, batch_id)
+            return
+        self._remember(batch_id, cancelled=True)
         jobs = self._placer.window.of_batch(batch_id)
         for job in jobs:
             self._placer.window.remove(job)
@@ -178,12 +202,16 @@ class _Leadership:
     async def _look_at_workers(self) -> None:
         now = await self._store.clock()
         beats = await self._store.heartbeats()
+        patience = self._settings.dead_after_s
         alive: list[str] = []
         for name, beat in beats.items():
-            if beat is None or now - beat.seen > self._settings.dead_after_s:
+            silent = beat is None or now - beat.seen > patience
+            # Before this term nobody may have been able to beat: Redis was away.
+            if beat is None or (silent and now - self._since > patience):
                 await self._declare_dead(name, beat)
-            else:
+            elif not silent:
                 alive.append(name)
+                self._unreadable.discard(name)
                 if self._placer.cluster.refresh(name, beat):
                     await self._adopt(name, beat)
         self._placer.cluster.keep_only(alive)
@@ -200,8 +228,11 @@ class _Leadership:
             name, silent_s=self._settings.dead_after_s, max_attempts=self._settings.max_attempts
         )
         if returned >= 0:
-            why = "its heartbeat cannot be read" if beat is None else "it fell silent"
-            log.warning("pool %s: worker %s is dead (%s); %d jobs went back", self._store.pool, name, why, returned)
+            why = "there is no heartbeat" if beat is None else "it fell silent"
+            log.warning("pool %s: worker %r is dead (%s); %d jobs went back", self._store.pool, name, why, returned)
+        elif beat is None and name not in self._unreadable:
+            log.warning("pool %s: the heartbeat of worker %r cannot be read: it gets no jobs", self._store.pool, name)
+            self._unreadable.add(name)
 
     async def _check_counts(self, names: list[str]) -> None:
         """Our count of a device's jobs against its queue: an event that we missed would block the device for ever."""
@@ -231,9 +262,10 @@ class _Leadership:
 
     async def _carry_out(self, groups: dict[str, list[Placement]]) -> None:
         closed, dropped = await self._store.dispatch(groups)
-        for worker in closed:
-            self._placer.close(worker)
-            self._placer.take_back(groups[worker])
+        if closed:
+            for worker in closed:
+                self._placer.close(worker)
+            self._placer.take_back(placement for worker in closed for placement in groups[worker])
             self._look.set()
         if dropped:
             for worker, placements in groups.items():

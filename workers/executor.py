@@ -5,18 +5,20 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from typing import Any
 
 import orjson
 
 from broker.concurrency import cancel_all
-from broker.jobs import Delivery, Outcome
+from broker.jobs import BATCH_CANCELLED, Delivery, Outcome
 from workers.engines.base import Engine, EngineRequest, EngineUnavailableError
 
 log = logging.getLogger(__name__)
 
-#: Outcomes sent in one call.
+#: A call to Redis carries at most this many outcomes and about this many bytes.
 _CHUNK = 250
+_CHUNK_BYTES = 2 * 2**20
 
 
 class Executor:
@@ -24,7 +26,7 @@ class Executor:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._tasks: dict[str, asyncio.Task[Outcome | None]] = {}
         self._deliveries: dict[str, Delivery] = {}
         self._cancelled: set[str] = set()
         self._outcomes: list[Outcome] = []
@@ -63,12 +65,14 @@ class Executor:
 
     def holds(self, delivery: Delivery) -> bool:
         """Whether this very attempt runs here, or ended and waits to be sent."""
-        return delivery.job_id in self._tasks or any(o.entry_id == delivery.entry_id for o in self._outcomes)
+        return delivery.job_id in self._tasks or any(o.delivery.entry_id == delivery.entry_id for o in self._outcomes)
 
     def start(self, delivery: Delivery) -> None:
         """Run a delivery."""
         self._deliveries[delivery.job_id] = delivery
-        self._tasks[delivery.job_id] = asyncio.ensure_future(self._run(delivery))
+        task = asyncio.ensure_future(self._outcome(delivery))
+        self._tasks[delivery.job_id] = task
+        task.add_done_callback(partial(self._ended, delivery))
 
     def cancel_batch(self, batch_id: str) -> None:
         """Abort the batch's jobs in the engine; they end as cancelled."""
@@ -78,42 +82,41 @@ class Executor:
 
     async def drop_all(self) -> None:
         """Abort everything and forget it: these jobs are others' now."""
-        tasks = list(self._tasks.values())
-        await cancel_all(tasks)
-        self._tasks.clear()
-        self._deliveries.clear()
-        self._outcomes.clear()
         self._cancelled.clear()
+        while self._tasks:
+            await cancel_all(list(self._tasks.values()))
+            await asyncio.sleep(0)  # their callbacks run
+        self._outcomes = []  # a flush under way keeps the old list
 
     async def flush(self, send: Callable[[Sequence[Outcome]], Awaitable[list[bool]]]) -> None:
         """Send the outcomes there are. They leave this list only after Redis took them."""
-        while self._outcomes:
-            chunk = self._outcomes[:_CHUNK]
+        outcomes = self._outcomes
+        while outcomes:
+            chunk = _chunk(outcomes)
             flags = await send(chunk)
-            del self._outcomes[: len(chunk)]
+            del outcomes[: len(chunk)]
             late = flags.count(False)
             if late:
                 log.warning("%d results came late and were dropped: their jobs are others' now", late)
-        self.done.clear()
+        if not self._outcomes:
+            self.done.clear()
         self._changed.set()
 
-    async def _run(self, delivery: Delivery) -> None:
-        outcome: Outcome | None = None
-        try:
-            outcome = await self._outcome(delivery)
-        except asyncio.CancelledError:
-            if delivery.job_id not in self._cancelled:
-                raise
-            outcome = _without_response(delivery, "batch_cancelled", "The batch was cancelled while this request ran.")
-        finally:
-            self._tasks.pop(delivery.job_id, None)
-            self._deliveries.pop(delivery.job_id, None)
-            self._cancelled.discard(delivery.job_id)
-            if outcome is not None:
-                self._outcomes.append(outcome)
-                self.jobs_total += 1
-                self.done.set()
-            self._changed.set()
+    def _ended(self, delivery: Delivery, task: asyncio.Task[Outcome | None]) -> None:
+        """A callback, not the task's own end: a task that is cancelled before it began runs none of its code."""
+        if task.cancelled():
+            ours = delivery.job_id in self._cancelled
+            outcome = _cancelled_outcome(delivery) if ours else None
+        else:
+            outcome = task.result()
+        if self._tasks.get(delivery.job_id) is task:
+            del self._tasks[delivery.job_id], self._deliveries[delivery.job_id]
+        self._cancelled.discard(delivery.job_id)
+        if outcome is not None:
+            self._outcomes.append(outcome)
+            self.jobs_total += 1
+            self.done.set()
+        self._changed.set()
 
     async def _outcome(self, delivery: Delivery) -> Outcome | None:
         request = EngineRequest(f"{delivery.job_id}-{delivery.attempt}", delivery.url, delivery.body)
@@ -125,20 +128,25 @@ class Executor:
             return None
         except Exception as e:  # one request must never take its worker along
             log.exception("job %s failed in the engine", delivery.job_id)
-            return Outcome(delivery.job_id, delivery.entry_id, delivery.attempt, 500, _error_body(e))
-        return Outcome(
-            delivery.job_id,
-            delivery.entry_id,
-            delivery.attempt,
-            response.status_code,
-            response.body,
-            response.prompt_tokens,
-            response.output_tokens,
-        )
+            return Outcome(delivery, 500, _error_body(e))
+        return Outcome(delivery, response.status_code, response.body, response.prompt_tokens, response.output_tokens)
 
 
-def _without_response(delivery: Delivery, code: str, message: str) -> Outcome:
-    return Outcome(delivery.job_id, delivery.entry_id, delivery.attempt, 0, b"", error_code=code, error_message=message)
+def _cancelled_outcome(delivery: Delivery) -> Outcome:
+    message = "The batch was cancelled while this request ran."
+    return Outcome(delivery, 0, b"", error_code=BATCH_CANCELLED, error_message=message)
+
+
+def _chunk(outcomes: Sequence[Outcome]) -> list[Outcome]:
+    """The first outcomes that fit into one call; at least one."""
+    chunk: list[Outcome] = []
+    size = 0
+    for outcome in outcomes[:_CHUNK]:
+        size += len(outcome.body)
+        if chunk and size > _CHUNK_BYTES:
+            break
+        chunk.append(outcome)
+    return chunk
 
 
 def _error_body(error: Exception) -> bytes:

@@ -16,8 +16,9 @@ from workers.membership import Membership
 
 log = logging.getLogger(__name__)
 
-#: Most jobs taken in one call.
+#: Most new jobs taken in one call, and most of those that were given before: there must be none left out.
 _TAKE = 250
+_TAKE_AGAIN = 100_000
 #: A failed engine is started again after this long, doubled each time up to the longest (seconds).
 _RESTART_FIRST_S = 1.0
 _RESTART_LONGEST_S = 60.0
@@ -60,7 +61,8 @@ class Worker:
         ]
         try:
             await _first_of(tasks)
-            await _first_of([*tasks[:2], asyncio.ensure_future(self._drain())])
+            tasks.append(asyncio.ensure_future(run_together(self._drain(), self._give_up.wait())))
+            await _first_of([*tasks[:2], tasks[-1]])
         finally:
             await cancel_all(tasks)
             with suppress(*PASSING, TimeoutError):
@@ -124,7 +126,7 @@ class Worker:
     async def _take(self) -> None:
         """Take what can run now, again and again. First what was given before, in case an answer got lost."""
         position = "0-0"
-        for delivery in await self._store.take(_TAKE, again=True):
+        for delivery in await self._store.take(_TAKE_AGAIN, again=True):
             position = delivery.entry_id
             if not self._executor.holds(delivery):
                 self._executor.start(delivery)
@@ -169,12 +171,7 @@ class Worker:
             log.info("handed back %d jobs that had not started", returned)
 
         await self._member.keep(give_back)
-        await _first_of(
-            [
-                asyncio.ensure_future(self._executor.until(lambda: self._executor.idle)),
-                asyncio.ensure_future(self._give_up.wait()),
-            ]
-        )
+        await self._executor.until(lambda: self._executor.idle)
 
     async def _drop_all(self) -> None:
         await self._executor.drop_all()

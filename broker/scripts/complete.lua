@@ -1,27 +1,25 @@
--- End attempts: result, acknowledgement, counters, in one move. Only the job's current attempt counts.
--- ARGV: prefix, worker, incarnation, ttl_s, msgpack [[job id, entry id, attempt, status code, body,
---   prompt tokens, output tokens, error code, error message], ...]
--- Returns a list of 1 (counted) and 0 (late: the job is another's, or has ended); or -1: this worker is not known any more.
+-- End attempts: result, acknowledgement, counters, in one move. An attempt counts only while its entry is pending in
+-- this worker's queue: once the job went to another, it is not.
+-- ARGV: prefix, worker, incarnation, ttl_s, msgpack [[entry id, job id, batch, custom_id, attempt, submitted, started,
+--   state, status code, body, prompt tokens, output tokens, error code, error message], ...]
+-- Returns a list of 1 (counted) and 0 (late); or -1: this worker is not known any more.
 local prefix, worker = ARGV[1], ARGV[2]
 if not is_current(prefix .. 'worker:' .. worker, ARGV[3]) then return -1 end
-local at = clock()
+local stream = prefix .. 'device:' .. worker
 local tally = batch_tally(prefix, ARGV[4])
-local flags, gone, ended = {}, {}, {}
+local flags, entries, ended = {}, {}, {}
 for i, o in ipairs(cmsgpack.unpack(ARGV[5])) do
-  local id, entry, attempt = o[1], o[2], o[3]
-  local job = redis.call('HMGET', prefix .. 'job:' .. id, 'state', 'worker', 'attempt', 'batch', 'custom_id')
-  flags[i] = 0
-  if job[1] == 'running' and job[2] == worker and tonumber(job[3]) == attempt then
-    flags[i] = 1
-    local state = 'failed'
-    if o[8] == 'batch_cancelled' then state = 'cancelled' elseif o[4] == 200 and o[8] == '' then state = 'done' end
-    finish(tally, id, job[4], job[5], attempt, {state = state, status_code = o[4], body = o[5], prompt_tokens = o[6],
-      output_tokens = o[7], error_code = o[8], error_message = o[9], worker = worker}, at)
+  local entry, id = o[1], o[2]
+  local counts = redis.call('XACK', stream, 'worker', entry)
+  if counts == 1 then
+    local error_code = o[13] ~= '' and o[13] or nil
+    counts = finish(tally, id, o[3], o[4], o[5], o[6], o[7], worker, o[8], o[9], o[10], o[11], o[12], error_code, o[14])
   end
-  gone[i] = entry
-  ended[i] = id .. ':' .. string.format('%.0f', o[6]) .. ':' .. string.format('%.0f', o[7])
+  flags[i] = counts
+  entries[i] = entry
+  ended[i] = string.format('%s:%.0f:%.0f', id, o[11], o[12])
 end
-remove_entries(prefix .. 'device:' .. worker, 'worker', gone)
+redis.call('XDEL', stream, unpack(entries))
 write_tally(tally)
 announce(prefix, 'kind', 'completed', 'worker', worker, 'jobs', table.concat(ended, ' '))
 return flags

@@ -34,31 +34,49 @@ local function is_cancelled(tally, batch)
   return known
 end
 
--- The one way a job ends: its result becomes visible, its body goes, its hash gets a time to live.
--- r = {state, status_code, body, prompt_tokens, output_tokens, error_code, error_message, worker}
-local function finish(tally, id, batch, custom_id, attempt, r, at)
+-- What an ended job is called in its batch's index: its id without the batch.
+local function short_id(batch, id) return string.sub(id, #batch + 2) end
+
+-- The one way a job ends: its result becomes visible and is found by the job's id, all else of it goes.
+-- `state`: done, failed or cancelled. The last two are given where there is no response. Returns 1; or 0 and changes
+-- nothing: the job has ended.
+local function finish(tally, id, batch, custom_id, attempt, submitted, started, worker, state, status_code, body,
+    prompt_tokens, output_tokens, error_code, error_message)
   local prefix = tally.prefix
-  local entry = redis.call('XADD', prefix .. 'results:' .. batch, '*', 'job', id, 'custom_id', custom_id,
-    'status_code', r.status_code, 'body', r.body, 'error_code', r.error_code, 'error_message', r.error_message,
-    'prompt_tokens', r.prompt_tokens, 'output_tokens', r.output_tokens, 'worker', r.worker, 'attempt', attempt)
-  redis.call('HSET', prefix .. 'job:' .. id, 'state', r.state, 'finished', at, 'status_code', r.status_code,
-    'prompt_tokens', r.prompt_tokens, 'output_tokens', r.output_tokens, 'result', entry)
-  redis.call('EXPIRE', prefix .. 'job:' .. id, tally.ttl_s)
-  redis.call('DEL', prefix .. 'body:' .. id)
+  if redis.call('DEL', prefix .. 'job:' .. id, prefix .. 'body:' .. id) == 0 then return 0 end
+  local results = prefix .. 'results:' .. batch
+  local entry
+  if error_code then
+    entry = redis.call('XADD', results, '*', 'job', id, 'custom_id', custom_id, 'status_code', 0,
+      'error_code', error_code, 'error_message', error_message, 'worker', worker, 'attempt', attempt,
+      'submitted', submitted, 'started', started)
+  else
+    entry = redis.call('XADD', results, '*', 'job', id, 'custom_id', custom_id, 'status_code', status_code,
+      'body', body, 'prompt_tokens', prompt_tokens, 'output_tokens', output_tokens, 'worker', worker,
+      'attempt', attempt, 'submitted', submitted, 'started', started)
+  end
+  redis.call('HSET', prefix .. 'ended:' .. batch, short_id(batch, id), entry)
   local c = tally.counts[batch]
   if not c then
     c = {done = 0, failed = 0, cancelled = 0, prompt_tokens = 0, output_tokens = 0}
     tally.counts[batch] = c
   end
-  c[r.state] = c[r.state] + 1
-  c.prompt_tokens = c.prompt_tokens + r.prompt_tokens
-  c.output_tokens = c.output_tokens + r.output_tokens
+  c[state] = c[state] + 1
+  c.prompt_tokens = c.prompt_tokens + prompt_tokens
+  c.output_tokens = c.output_tokens + output_tokens
+  return 1
 end
 
-local function finish_cancelled(tally, id, batch, custom_id, attempt, at)
-  finish(tally, id, batch, custom_id, attempt, {state = 'cancelled', status_code = 0, body = '', prompt_tokens = 0,
-    output_tokens = 0, error_code = 'batch_cancelled', error_message = 'The batch was cancelled before this request ran.',
-    worker = ''}, at)
+-- End a job that has no response. Nothing happens where it has ended already.
+local function finish_without_response(tally, id, state, worker, error_code, error_message)
+  local f = redis.call('HMGET', tally.prefix .. 'job:' .. id, 'batch', 'custom_id', 'attempt', 'submitted')
+  if not f[4] then return end
+  finish(tally, id, f[1], f[2], f[3], f[4], '', worker, state, 0, '', 0, 0, error_code, error_message)
+end
+
+local function finish_cancelled(tally, id)
+  finish_without_response(tally, id, 'cancelled', '', 'batch_cancelled',
+    'The batch was cancelled before this request ran.')
 end
 
 local function write_tally(tally)
@@ -73,6 +91,7 @@ local function write_tally(tally)
       redis.call('HSET', key, 'finished', clock())
       redis.call('EXPIRE', key, tally.ttl_s)
       redis.call('EXPIRE', tally.prefix .. 'results:' .. batch, tally.ttl_s)
+      redis.call('EXPIRE', tally.prefix .. 'ended:' .. batch, tally.ttl_s)
     end
   end
 end
@@ -81,35 +100,44 @@ local function announce(prefix, ...)
   redis.call('XADD', prefix .. 'events', 'MAXLEN', '~', 10000, '*', ...)
 end
 
--- Jobs of a device queue back to the request stream. `also_running`: the ones that had started, too, with
--- attempt + 1. Returns how many went back.
-local function give_back(tally, worker, also_running, max_attempts, limit, at)
+-- The entries of a device queue that its worker has taken: these jobs have started. (No group: nobody took any.)
+local function taken_entries(stream, limit)
+  local taken = {}
+  for _, p in ipairs(redis.pcall('XPENDING', stream, 'worker', '-', '+', limit)) do taken[p[1]] = true end
+  return taken
+end
+
+local function wait_again(prefix, id, job, started)
+  local key = prefix .. 'job:' .. id
+  if started then redis.call('HINCRBY', key, 'attempt', 1) end
+  redis.call('HSET', key, 'state', 'queued', 'worker', '')
+  redis.call('XADD', prefix .. 'requests:returned', '*', 'job', id, 'batch', job[1], 'priority', job[3],
+    'body_bytes', redis.call('STRLEN', prefix .. 'body:' .. id), 'max_tokens', job[4])
+end
+
+-- Jobs of a device queue back to the request stream. A device queue holds just the jobs bound to its worker.
+-- `also_running`: the ones that had started, too, with attempt + 1. Returns how many went back.
+local function give_back(tally, worker, also_running, max_attempts, limit)
   local prefix = tally.prefix
   local stream = prefix .. 'device:' .. worker
+  if redis.call('EXISTS', stream) == 0 then return 0 end
+  local taken = taken_entries(stream, limit)
   local gone, returned = {}, {}
   for _, e in ipairs(redis.call('XRANGE', stream, '-', '+', 'COUNT', limit)) do
-    local id = e[2][2]
-    local job = redis.call('HMGET', prefix .. 'job:' .. id, 'state', 'worker', 'attempt', 'batch', 'custom_id',
-      'priority', 'body_bytes', 'max_tokens')
-    local mine = job[2] == worker and (job[1] == 'dispatched' or job[1] == 'running')
-    local started = job[1] == 'running'
-    if not mine then
+    local id, started = e[2][2] or '', taken[e[1]]
+    if also_running or not started then
       gone[#gone + 1] = e[1]
-    elseif also_running or not started then
-      gone[#gone + 1] = e[1]
-      returned[#returned + 1] = id
-      local attempt = tonumber(job[3])
-      if is_cancelled(tally, job[4]) then
-        finish_cancelled(tally, id, job[4], job[5], attempt, at)
-      elseif started and attempt >= max_attempts then
-        finish(tally, id, job[4], job[5], attempt, {state = 'failed', status_code = 0, body = '', prompt_tokens = 0,
-          output_tokens = 0, error_code = 'attempts_exhausted', worker = worker,
-          error_message = 'Its worker went away in each of ' .. attempt .. ' attempts.'}, at)
-      else
-        if started then attempt = attempt + 1 end
-        redis.call('HSET', prefix .. 'job:' .. id, 'state', 'queued', 'worker', '', 'attempt', attempt)
-        redis.call('XADD', prefix .. 'requests:returned', '*', 'job', id, 'batch', job[4], 'priority', job[6],
-          'body_bytes', job[7], 'max_tokens', job[8])
+      local job = redis.call('HMGET', prefix .. 'job:' .. id, 'batch', 'attempt', 'priority', 'max_tokens')
+      if job[4] then
+        returned[#returned + 1] = id
+        if is_cancelled(tally, job[1]) then
+          finish_cancelled(tally, id)
+        elseif started and tonumber(job[2]) >= max_attempts then
+          finish_without_response(tally, id, 'failed', worker, 'attempts_exhausted',
+            'Its worker went away in each of ' .. job[2] .. ' attempts.')
+        else
+          wait_again(prefix, id, job, started)
+        end
       end
     end
   end
@@ -118,4 +146,12 @@ local function give_back(tally, worker, also_running, max_attempts, limit, at)
     announce(prefix, 'kind', 'returned', 'worker', worker, 'jobs', table.concat(returned, ' '))
   end
   return #returned
+end
+
+-- Everything of a device queue back, in steps of bounded size. Returns how many jobs went back.
+local function give_all_back(tally, worker, max_attempts)
+  local stream = tally.prefix .. 'device:' .. worker
+  local n = 0
+  while redis.call('XLEN', stream) > 0 do n = n + give_back(tally, worker, true, max_attempts, 1000) end
+  return n
 end

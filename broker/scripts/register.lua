@@ -6,7 +6,7 @@ local key = prefix .. 'worker:' .. worker
 if ARGV[7] == '0' and redis.call('EXISTS', key) == 1 then return 0 end
 local at = clock()
 local tally = batch_tally(prefix, ARGV[5])
-while give_back(tally, worker, true, tonumber(ARGV[6]), 1000, at) > 0 do end
+give_all_back(tally, worker, tonumber(ARGV[6]))
 write_tally(tally)
 redis.call('DEL', key, prefix .. 'device:' .. worker, prefix .. 'control:' .. worker)
 redis.call('XGROUP', 'CREATE', prefix .. 'device:' .. worker, 'worker', '0', 'MKSTREAM')

@@ -8,18 +8,13 @@ if ARGV[3] == 'incarnation' then
   if not is_current(key, ARGV[4]) then return -1 end
 else
   if redis.call('HGET', prefix .. 'lease', 'epoch') ~= ARGV[4] then return -1 end
-  local seen = redis.call('HGET', key, 'seen')
-  if seen and tonumber(clock()) - tonumber(seen) < tonumber(ARGV[7]) then return -1 end
+  local seen = tonumber(redis.pcall('HGET', key, 'seen'))  -- nil: expired, or not a heartbeat
+  if seen and tonumber(clock()) - seen < tonumber(ARGV[7]) then return -1 end
 end
-local at = clock()
 local tally = batch_tally(prefix, ARGV[5])
-local n, total = 0, 0
-repeat
-  n = give_back(tally, worker, true, tonumber(ARGV[6]), 1000, at)
-  total = total + n
-until n == 0
+local n = give_all_back(tally, worker, tonumber(ARGV[6]))
 write_tally(tally)
 redis.call('DEL', key, prefix .. 'device:' .. worker, prefix .. 'control:' .. worker)
 redis.call('ZREM', prefix .. 'workers', worker)
 announce(prefix, 'kind', 'worker', 'worker', worker)
-return total
+return n

@@ -2,19 +2,20 @@
 -- ARGV: prefix, batch id, priority, msgpack [[job id, custom_id, url, body, max_tokens], ...]
 -- Returns how many were new, or -1 where the batch is cancelled.
 local prefix, batch, priority = ARGV[1], ARGV[2], ARGV[3]
-local batch_key = prefix .. 'batch:' .. batch
+local batch_key, ended = prefix .. 'batch:' .. batch, prefix .. 'ended:' .. batch
 local at = clock()
 if redis.call('HGET', batch_key, 'state') == 'cancelled' then return -1 end
 local stream = prefix .. 'requests:' .. priority
+local some_ended = redis.call('EXISTS', ended) == 1
+local job_prefix, body_prefix = prefix .. 'job:', prefix .. 'body:'
 local new = 0
 for _, j in ipairs(cmsgpack.unpack(ARGV[4])) do
-  local id, custom_id, url, body, max_tokens = j[1], j[2], j[3], j[4], j[5]
-  local key = prefix .. 'job:' .. id
-  if redis.call('EXISTS', key) == 0 then
+  local id, body, max_tokens = j[1], j[4], j[5]
+  local has_ended = some_ended and redis.call('HEXISTS', ended, short_id(batch, id)) == 1
+  if not has_ended and redis.call('SET', body_prefix .. id, body, 'NX') then
     new = new + 1
-    redis.call('HSET', key, 'state', 'queued', 'batch', batch, 'custom_id', custom_id, 'url', url, 'priority', priority,
-      'body_bytes', #body, 'max_tokens', max_tokens, 'attempt', 1, 'worker', '', 'submitted', at)
-    redis.call('SET', prefix .. 'body:' .. id, body)
+    redis.call('HSET', job_prefix .. id, 'state', 'queued', 'batch', batch, 'custom_id', j[2], 'url', j[3],
+      'priority', priority, 'max_tokens', max_tokens, 'attempt', 1, 'submitted', at)
     redis.call('XADD', stream, '*', 'job', id, 'batch', batch, 'priority', priority, 'body_bytes', #body,
       'max_tokens', max_tokens)
   end
@@ -25,5 +26,6 @@ if new > 0 then
   redis.call('HINCRBY', batch_key, 'total', new)
   redis.call('PERSIST', batch_key)
   redis.call('PERSIST', prefix .. 'results:' .. batch)
+  redis.call('PERSIST', ended)
 end
 return new

@@ -11,6 +11,9 @@ from broker.connection import BLOCK_S, RedisClient
 from broker.errors import UnknownBatchError, UsageError
 from broker.jobs import BatchCounts, Priority, Result, Submission
 
+#: A larger max_tokens means the same; Lua writes numbers above 10^17 in a form that is no integer.
+_MOST_TOKENS = 10**9
+
 
 class Registry:
     """Which pools there are and which models they serve."""
@@ -63,7 +66,7 @@ class ClientStore:
         Raises:
             UsageError: the batch is cancelled.
         """
-        rows = [(j.job_id, j.custom_id, j.url, scripts.text(j.body), j.max_tokens) for j in jobs]
+        rows = [(j.job_id, j.custom_id, j.url, scripts.text(j.body), min(j.max_tokens, _MOST_TOKENS)) for j in jobs]
         args = [self.keys.prefix, batch_id, priority.value, scripts.pack(rows)]
         new = int(await self._submit(args=args))
         if new < 0:
@@ -103,7 +106,7 @@ class ClientStore:
 
     async def forget(self, batch_id: str) -> None:
         """Delete the batch's results now instead of after their time to live."""
-        await self._redis.delete(self.keys.batch(batch_id), self.keys.results(batch_id))
+        await self._redis.delete(*(name(batch_id) for name in (self.keys.batch, self.keys.results, self.keys.ended)))
 
 
 def _result(entry: bytes, fields: dict[bytes, bytes]) -> Result:
@@ -112,11 +115,13 @@ def _result(entry: bytes, fields: dict[bytes, bytes]) -> Result:
         job_id=fields[b"job"].decode(),
         custom_id=fields[b"custom_id"].decode(),
         status_code=int(fields[b"status_code"]),
-        body=fields[b"body"],
-        error_code=fields[b"error_code"].decode(),
-        error_message=fields[b"error_message"].decode(),
-        prompt_tokens=int(fields[b"prompt_tokens"]),
-        output_tokens=int(fields[b"output_tokens"]),
+        body=fields.get(b"body", b""),
+        error_code=fields.get(b"error_code", b"").decode(),
+        error_message=fields.get(b"error_message", b"").decode(),
+        prompt_tokens=int(fields.get(b"prompt_tokens", 0)),
+        output_tokens=int(fields.get(b"output_tokens", 0)),
         worker=fields[b"worker"].decode(),
         attempt=int(fields[b"attempt"]),
+        submitted=float(fields[b"submitted"]),
+        started=float(fields[b"started"] or 0),
     )

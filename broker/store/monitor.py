@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from broker import keys
 from broker.cluster import Heartbeat, parse_heartbeat
 from broker.connection import BLOCK_S, RedisClient
+from broker.scripts import text
 
 
 class MonitorStore:
@@ -17,12 +20,12 @@ class MonitorStore:
 
     async def heartbeats(self) -> dict[str, Heartbeat | None]:
         """The last heartbeat of each worker; None where it expired or cannot be read."""
-        names = [name.decode() for name in await self._redis.zrange(self.keys.workers, 0, -1)]
+        names = [name.decode(errors="surrogateescape") for name in await self._redis.zrange(self.keys.workers, 0, -1)]
         pipe = self._redis.pipeline(transaction=False)
         for name in names:
             pipe.hgetall(self.keys.worker(name))
-        found = await pipe.execute() if names else []
-        return {name: parse_heartbeat(name, raw) for name, raw in zip(names, found, strict=True)}
+        found = await pipe.execute(raise_on_error=False) if names else []
+        return {name: parse_heartbeat(name, _hash(raw)) for name, raw in zip(names, found, strict=True)}
 
     async def device_depths(self, workers: list[str]) -> dict[str, int]:
         """Jobs bound to each worker, queued and running."""
@@ -59,7 +62,7 @@ class MonitorStore:
         """Events after position ``after`` ("$": from now on); waits at most ``BLOCK_S`` seconds."""
         found = await self._redis.xread({self.keys.events: after}, count=limit, block=int(BLOCK_S * 1000))
         return [
-            (entry.decode(), {k.decode(): v.decode() for k, v in fields.items()})
+            (entry.decode(), {text(k): text(v) for k, v in fields.items()})
             for _, entries in found
             for entry, fields in entries
         ]
@@ -68,6 +71,15 @@ class MonitorStore:
         """Position of the newest event."""
         newest = await self._redis.xrevrange(self.keys.events, count=1)
         return newest[0][0].decode() if newest else "0"
+
+
+def _hash(answer: Any) -> dict[bytes, bytes]:
+    """What HGETALL answered; a key that is no hash counts as empty."""
+    if not isinstance(answer, Exception):
+        return answer
+    if not str(answer).startswith("WRONGTYPE"):
+        raise answer
+    return {}
 
 
 def _literal(pattern: str) -> str:

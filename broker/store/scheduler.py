@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
+from typing import Any
 
 from redis.exceptions import ResponseError
 
@@ -11,12 +13,13 @@ from broker import keys, scripts
 from broker.cluster import InFlight
 from broker.connection import BLOCK_S, RedisClient
 from broker.errors import LeaseLostError
-from broker.jobs import WaitingJob
+from broker.jobs import Priority, WaitingJob
 from broker.policies.base import Placement
 from broker.store.monitor import MonitorStore
 
-#: The request streams' one consumer: whoever holds the lease takes over what its predecessor had read.
-_CONSUMER = "scheduler"
+log = logging.getLogger(__name__)
+
+_PRIORITIES = frozenset(Priority)
 
 
 class SchedulerStore(MonitorStore):
@@ -29,7 +32,8 @@ class SchedulerStore(MonitorStore):
         self._lease_ttl_ms = int(lease_ttl_s * 1000)
         self._ttl = result_ttl_s
         self._scripts = {
-            name: scripts.load(redis, name) for name in ("lease", "release", "dispatch", "discard", "remove_worker")
+            name: scripts.load(redis, name)
+            for name in ("lease", "release", "read", "dispatch", "discard", "remove_worker")
         }
 
     async def hold_lease(self) -> bool:
@@ -47,28 +51,58 @@ class SchedulerStore(MonitorStore):
             with suppress(ResponseError):  # BUSYGROUP: it is there
                 await self._redis.xgroup_create(self.keys.requests(level), keys.SCHEDULER_GROUP, "0", mkstream=True)
 
-    async def read_requests(self, level: str, limit: int, *, after: str | None = None) -> list[WaitingJob]:
-        """New jobs of one request stream, waiting up to ``BLOCK_S`` seconds for the first.
+    async def read_requests(self, level: str, limit: int) -> list[WaitingJob]:
+        """New jobs of one request stream, at most ``limit``.
 
-        With ``after``, those a predecessor had read and not dispatched, from that entry on ("0": all).
+        Raises:
+            LeaseLostError: another scheduler took over, or the stream was deleted.
         """
-        block = int(BLOCK_S * 1000) if after is None else None
-        streams = {self.keys.requests(level): ">" if after is None else after}
-        found = await self._redis.xreadgroup(keys.SCHEDULER_GROUP, _CONSUMER, streams, count=limit, block=block)
-        return [
-            WaitingJob(
-                job_id=fields[b"job"].decode(),
-                level=level,
-                entry_id=entry.decode(),
-                batch_id=fields[b"batch"].decode(),
-                priority=fields[b"priority"].decode(),
-                body_bytes=int(fields[b"body_bytes"]),
-                max_tokens=int(fields[b"max_tokens"]),
-            )
-            for _, entries in found
-            for entry, fields in entries
-            if fields  # an entry deleted while it was pending reads as empty
-        ]
+        jobs, _ = await self._read(level, limit, ">")
+        return jobs
+
+    async def read_pending(self, level: str, limit: int) -> list[WaitingJob]:
+        """All jobs of one request stream that were read, by whomever, and not dispatched; ``limit`` a call.
+
+        Raises:
+            LeaseLostError: another scheduler took over, or the stream was deleted.
+        """
+        jobs: list[WaitingJob] = []
+        position = "0"
+        while position:
+            found, position = await self._read(level, limit, position)
+            jobs += found
+        return jobs
+
+    async def wait_for_request(self, level: str, after: str) -> str:
+        """Wait (at most ``BLOCK_S`` seconds) for an entry after ``after``; returns the newest id seen."""
+        found = await self._redis.xread({self.keys.requests(level): after}, count=1, block=int(BLOCK_S * 1000))
+        return found[0][1][0][0].decode() if found else after
+
+    async def _read(self, level: str, limit: int, after: str) -> tuple[list[WaitingJob], str]:
+        """Jobs, and the id of the last entry; entries that are no jobs are removed, since nobody can run them."""
+        try:
+            entries = await self._scripts["read"](args=[self.keys.prefix, self.epoch, level, limit, after])
+        except ResponseError as e:
+            if "NOGROUP" not in str(e):
+                raise
+            raise LeaseLostError(f"the request streams of pool {self.pool} were deleted") from None
+        self._check(entries)
+        jobs = {entry: _waiting_job(level, entry, fields) for entry, fields in entries}
+        bad = [entry for entry, job in jobs.items() if job is None]
+        if bad:
+            stream = self.keys.requests(level)
+            log.warning("%s: removed entries that are no jobs: %s", stream, b" ".join(bad).decode())
+            await self._redis.xack(stream, keys.SCHEDULER_GROUP, *bad)
+            await self._redis.xdel(stream, *bad)
+        return [job for job in jobs.values() if job], entries[-1][0].decode() if entries else ""
+
+    async def cancelled(self, batches: Collection[str]) -> set[str]:
+        """Those of the batches that are cancelled."""
+        pipe = self._redis.pipeline(transaction=False)
+        for batch in batches:
+            pipe.hget(self.keys.batch(batch), "state")
+        states = await pipe.execute() if batches else []
+        return {batch for batch, state in zip(batches, states, strict=True) if state == b"cancelled"}
 
     async def dispatch(self, placements: Mapping[str, Sequence[Placement]]) -> tuple[set[str], set[str]]:
         """Move jobs to device queues.
@@ -85,13 +119,15 @@ class SchedulerStore(MonitorStore):
         groups = [
             (
                 worker,
-                [(p.job.job_id, p.job.level, p.job.entry_id, p.prompt_tokens, p.output_tokens) for p in of_worker],
+                [
+                    (p.job.job_id, p.job.batch_id, p.job.level, p.job.entry_id, p.prompt_tokens, p.output_tokens)
+                    for p in of_worker
+                ],
             )
             for worker, of_worker in placements.items()
         ]
         answer = await self._scripts["dispatch"](args=[self.keys.prefix, self.epoch, self._ttl, scripts.pack(groups)])
-        if answer == -1:
-            raise LeaseLostError(f"another scheduler took over pool {self.pool}")
+        self._check(answer)
         closed, dropped = answer
         return {w.decode() for w in closed}, {j.decode() for j in dropped}
 
@@ -101,10 +137,9 @@ class SchedulerStore(MonitorStore):
         Raises:
             LeaseLostError: another scheduler took over.
         """
-        rows = [(j.job_id, j.level, j.entry_id) for j in jobs]
+        rows = [(j.job_id, j.batch_id, j.level, j.entry_id) for j in jobs]
         answer = await self._scripts["discard"](args=[self.keys.prefix, self.epoch, self._ttl, scripts.pack(rows)])
-        if answer == -1:
-            raise LeaseLostError(f"another scheduler took over pool {self.pool}")
+        self._check(answer)
 
     async def declare_dead(self, worker: str, *, silent_s: float, max_attempts: int) -> int:
         """Remove a silent worker; its jobs go back. Returns how many, -1 where it is not silent after all."""
@@ -114,7 +149,36 @@ class SchedulerStore(MonitorStore):
     async def in_flight(self, worker: str) -> list[InFlight]:
         """What is bound to a worker, read from its device queue: for a scheduler that starts."""
         entries = await self._redis.xrange(self.keys.device(worker))
-        return [
-            InFlight(fields[b"job"].decode(), int(fields[b"prompt_tokens"]), int(fields[b"output_tokens"]))
-            for _, fields in entries
-        ]
+        return [job for _, fields in entries if (job := _in_flight(fields))]
+
+    def _check(self, answer: Any) -> None:
+        if answer == -1:
+            raise LeaseLostError(f"another scheduler took over pool {self.pool}")
+
+
+def _waiting_job(level: str, entry: bytes, fields: Sequence[bytes] | None) -> WaitingJob | None:
+    """A job from its stream entry; None where it is not one (anyone can write to Redis)."""
+    try:
+        values = [value.decode() for value in fields or ()]
+        field = dict(zip(values[::2], values[1::2], strict=True))
+        job = WaitingJob(
+            job_id=field["job"],
+            level=level,
+            entry_id=entry.decode(),
+            batch_id=field["batch"],
+            priority=field["priority"],
+            body_bytes=int(field["body_bytes"]),
+            max_tokens=int(field["max_tokens"]),
+        )
+    except (KeyError, ValueError):
+        return None
+    in_its_place = job.priority in _PRIORITIES and level in ("returned", job.priority)
+    return job if in_its_place and job.body_bytes >= 0 and job.max_tokens >= 0 else None
+
+
+def _in_flight(fields: Mapping[bytes, bytes]) -> InFlight | None:
+    """A job from its device queue's entry; None where it is not one: its worker removes it."""
+    try:
+        return InFlight(fields[b"job"].decode(), int(fields[b"prompt_tokens"]), int(fields[b"output_tokens"]))
+    except (KeyError, ValueError):
+        return None

@@ -70,17 +70,20 @@ class WorkerStore:
             WorkerGoneError: declared dead.
         """
         args = [self.keys.prefix, self.worker, self.incarnation, count, self._ttl, "0" if again else ">"]
-        taken = self._check(await self._scripts["take"](args=args), gone=-1)
+        started, taken = self._check(await self._scripts["take"](args=args), gone=-1)
         return [
             Delivery(
                 entry_id=entry.decode(),
                 job_id=job.decode(),
                 batch_id=batch.decode(),
+                custom_id=custom_id.decode(),
                 attempt=int(attempt),
+                submitted=submitted.decode(),
+                started=started.decode(),
                 url=url.decode(),
                 body=body,
             )
-            for entry, job, batch, attempt, url, body in taken
+            for entry, job, batch, custom_id, attempt, submitted, url, body in taken
         ]
 
     async def complete(self, outcomes: Sequence[Outcome]) -> list[bool]:
@@ -91,9 +94,14 @@ class WorkerStore:
         """
         rows = [
             (
-                o.job_id,
-                o.entry_id,
-                o.attempt,
+                o.delivery.entry_id,
+                o.delivery.job_id,
+                o.delivery.batch_id,
+                o.delivery.custom_id,
+                o.delivery.attempt,
+                o.delivery.submitted,
+                o.delivery.started,
+                o.state.value,
                 o.status_code,
                 scripts.text(o.body),
                 o.prompt_tokens,
@@ -107,12 +115,16 @@ class WorkerStore:
         return [flag == 1 for flag in self._check(await self._scripts["complete"](args=args), gone=-1)]
 
     async def hand_back(self, *, also_running: bool) -> int:
-        """Give back what was not started, or everything; returns how many jobs.
+        """Give back what was not started (this worker drains), or everything (its engine starts again).
+
+        It gets no more until a heartbeat says that it is ready. Returns how many jobs went back.
 
         Raises:
             WorkerGoneError: declared dead.
         """
-        args = [self.keys.prefix, self.worker, self.incarnation, self._ttl, int(also_running), self._max_attempts]
+        state = "starting" if also_running else "draining"
+        args = [self.keys.prefix, self.worker, self.incarnation]
+        args += [self._ttl, int(also_running), self._max_attempts, state]
         return int(self._check(await self._scripts["hand_back"](args=args), gone=-1))
 
     async def leave(self) -> None:
@@ -126,7 +138,7 @@ class WorkerStore:
         if not found:
             return after, []
         entries = found[0][1]
-        orders = [{k.decode(): v.decode() for k, v in fields.items()} for _, fields in entries]
+        orders = [{scripts.text(k): scripts.text(v) for k, v in fields.items()} for _, fields in entries]
         return entries[-1][0].decode(), orders
 
     def _check(self, answer: Any, *, gone: int) -> Any:

@@ -1,0 +1,160 @@
+"""A cluster for one benchmark: server, scheduler and workers, each a process of its own, in a temporary folder."""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+
+import psutil
+
+from broker.client import Client, connect_client
+from broker.errors import TokenyardError
+from broker.store.monitor import MonitorStore
+from tokenyard.child_process import ChildProcess
+from tokenyard.embedded_server import EmbeddedServer
+
+POOL = "bench"
+#: Words for ``tokenyard worker``: an engine that takes no time.
+INSTANT_ENGINE = ("--engine", "simulated")
+
+_POLL_S = 0.02
+
+
+class BenchmarkError(TokenyardError):
+    """A benchmark cannot go on; the message says why."""
+
+
+class Process(ChildProcess):
+    """A ``tokenyard`` process whose CPU time and memory are measured."""
+
+    @property
+    def pid(self) -> int:
+        """Its process id: the shell that starts it becomes it."""
+        assert self._process is not None, "start() comes first"
+        return self._process.pid
+
+
+class BenchCluster:
+    """The processes of one cluster; see ``bench_cluster``."""
+
+    def __init__(self, folder: Path, server: EmbeddedServer, client: Client, model: str) -> None:
+        self.client = client
+        self.redis_url = server.url
+        self.monitor = MonitorStore(client.redis, POOL)
+        self.scheduler: Process | None = None
+        self.workers: list[Process] = []
+        self._server = server
+        self._folder = folder
+        self._model = model
+
+    async def start_scheduler(self) -> Process:
+        """Start the scheduler and wait until it leads."""
+        self.scheduler = await self._start("scheduler", "scheduler", "--pool", POOL)
+        await self.until(self._is_led, "the scheduler did not take the lease", 60)
+        return self.scheduler
+
+    async def start_workers(self, count: int, options: Sequence[str], *, timeout_s: float = 60) -> None:
+        """Start workers that ``options`` describe to ``tokenyard worker``, and wait until all are ready."""
+        for number in range(count):
+            name = f"worker-{number + 1}"
+            words = ["worker", "--pool", POOL, "--model", self._model, "--name", name, *options]
+            self.workers.append(await self._start(name, *words))
+        await self.until(self._are_ready, "the workers did not become ready", timeout_s)
+
+    async def until(self, condition: Callable[[], Awaitable[bool]], otherwise: str, timeout_s: float) -> None:
+        """Wait until ``condition`` holds.
+
+        Raises:
+            BenchmarkError: a process ended, or ``timeout_s`` seconds went by: then the message is ``otherwise``.
+        """
+        end = time.monotonic() + timeout_s
+        while not await condition():
+            self.check()
+            if time.monotonic() > end:
+                raise BenchmarkError(f"{otherwise} within {timeout_s:.0f} s")
+            await asyncio.sleep(_POLL_S)
+
+    def check(self) -> None:
+        """See that all processes run.
+
+        Raises:
+            BenchmarkError: one ended.
+        """
+        for child in self._children():
+            if child.exit_code is not None:
+                raise BenchmarkError(f"{child.name} ended with status {child.exit_code}: {child.last_error()}")
+
+    def cpu_seconds(self) -> dict[str, float]:
+        """CPU time used so far, by role: client (this process), server, scheduler, workers (with their children)."""
+        seconds = {"client": _cpu_seconds(psutil.Process().pid)}
+        if self._server.pid is not None:
+            seconds["server"] = _cpu_seconds(self._server.pid)
+        if self.scheduler is not None:
+            seconds["scheduler"] = _cpu_seconds(self.scheduler.pid)
+        seconds["workers"] = sum(_cpu_seconds(worker.pid, and_children=True) for worker in self.workers)
+        return seconds
+
+    async def stop(self) -> None:
+        """End scheduler and workers."""
+        await asyncio.gather(*(child.stop() for child in self._children()))
+
+    def _children(self) -> list[Process]:
+        return [*self.workers, *([self.scheduler] if self.scheduler else [])]
+
+    async def _start(self, name: str, *words: str) -> Process:
+        environment = {"TOKENYARD_REDIS_URL": self.redis_url, "TOKENYARD_POOL": POOL, "NO_COLOR": "1"}
+        child = Process(name, words, log_dir=self._folder, environment=environment)
+        await child.start()
+        return child
+
+    async def _is_led(self) -> bool:
+        return await self.monitor.lease_owner() is not None
+
+    async def _are_ready(self) -> bool:
+        beats = await self.monitor.heartbeats()
+        ready = {name for name, beat in beats.items() if beat is not None and beat.state == "ready"}
+        return ready >= {worker.name for worker in self.workers}
+
+
+@asynccontextmanager
+async def bench_cluster(
+    model: str = "simulated", names: Sequence[str] = ("simulated",)
+) -> AsyncGenerator[BenchCluster]:
+    """A server with a client and a pool that serves ``model``; scheduler and workers are started by its methods.
+
+    Args:
+        model: what workers are told to load.
+        names: what requests call it.
+    """
+    async with AsyncExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tokenyard-bench-")))
+        server = await stack.enter_async_context(EmbeddedServer(folder / "redis"))
+        client = await stack.enter_async_context(connect_client(server.url))
+        await client.registry.add_pool(POOL, names)
+        cluster = BenchCluster(folder, server, client, model)
+        stack.push_async_callback(cluster.stop)
+        yield cluster
+
+
+def peak_memory_bytes(pid: int) -> int:
+    """The most memory a process ever held (peak resident set size).
+
+    Raises:
+        BenchmarkError: this system does not tell (only Linux does).
+    """
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        raise BenchmarkError("peak memory can be read on Linux only: leave it out with --waiting 0") from None
+    fields = dict(line.split(":", 1) for line in status.splitlines())
+    return int(fields["VmHWM"].split()[0]) * 1024
+
+
+def _cpu_seconds(pid: int, *, and_children: bool = False) -> float:
+    process = psutil.Process(pid)
+    family = [process, *(process.children(recursive=True) if and_children else [])]
+    return sum(times.user + times.system for times in (p.cpu_times() for p in family))

@@ -1,0 +1,310 @@
+"""A whole cluster in one process: scheduler hosts, workers, and an engine that does what the test says."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+import redis.exceptions as rex
+from redis.asyncio import Redis
+
+from broker.client import Client, new_batch_id
+from broker.cluster import Heartbeat
+from broker.concurrency import cancel_all
+from broker.jobs import Priority, Result
+from broker.keys import PoolKeys
+from broker.openai_batch import RequestLine
+from broker.scheduler_host import SchedulerHost
+from broker.settings import Settings
+from broker.store.monitor import MonitorStore
+from workers.engines.base import Capacity, Engine, EngineRequest, EngineResponse, EngineUnavailableError, Load
+from workers.engines.simulated import INSTANT, SimulatedEngine, SimulatedOptions
+from workers.membership import Membership
+from workers.worker import Worker
+
+CHAT = "/v1/chat/completions"
+#: Longer than any condition takes on a busy machine; a test that waits this long has failed.
+PATIENCE_S = 30.0
+
+
+async def eventually(look: Callable[[], Any], what: str = "", timeout: float = PATIENCE_S) -> Any:
+    """Look (a function, or one that returns an awaitable) until what is seen is true, and return it."""
+    try:
+        async with asyncio.timeout(timeout):
+            while True:
+                seen = look()
+                if inspect.isawaitable(seen):
+                    seen = await seen
+                if seen:
+                    return seen
+                await asyncio.sleep(0.01)
+    except TimeoutError:
+        what = what or inspect.getsource(look).strip()
+        raise AssertionError(f"did not come true within {timeout} s: {what}") from None
+
+
+HEARTBEAT: dict[str, Any] = {
+    "incarnation": "i",
+    "state": "ready",
+    "engine": "test",
+    "model": "m",
+    "device": "d",
+    "version": "1",
+    "prompt_tokens_per_s": 0.0,
+    "output_tokens_per_s": 0.0,
+    "kv_tokens_total": 100_000,
+    "kv_tokens_free": 100_000,
+    "seats": 4,
+    "context_tokens": 4096,
+    "running": 0,
+    "waiting": 0,
+    "free_memory_bytes": 0,
+}
+
+
+def heartbeat(**fields: Any) -> Heartbeat:
+    """A sound heartbeat with these fields."""
+    return Heartbeat(**(HEARTBEAT | fields))
+
+
+class CuttableRedis(Redis):
+    """A connection that the test cuts: as a process sees it that was stopped, killed, or lost its network."""
+
+    is_cut = False
+
+    async def cut(self, *, closed: bool = True) -> None:
+        """From now on nothing gets through. ``closed``: the server sees the connections end, too."""
+        self.is_cut = True
+        if closed:
+            pool: Any = self.connection_pool  # typed as the synchronous one
+            await pool.disconnect(inuse_connections=True)
+
+    def mend(self) -> None:
+        """Everything gets through again."""
+        self.is_cut = False
+
+    async def execute_command(self, *args: Any, **options: Any) -> Any:
+        self._refuse_if_cut()
+        answer = await super().execute_command(*args, **options)
+        self._refuse_if_cut()
+        return answer
+
+    def pipeline(self, transaction: bool = True, shard_hint: str | None = None) -> Any:
+        self._refuse_if_cut()
+        return super().pipeline(transaction, shard_hint)
+
+    def _refuse_if_cut(self) -> None:
+        if self.is_cut:
+            raise rex.ConnectionError("cut by the test")
+
+
+def cuttable(url: str) -> CuttableRedis:
+    """As ``broker.connection.connect``, but cuttable."""
+    return CuttableRedis.from_url(url, socket_timeout=15.0, socket_connect_timeout=5.0)
+
+
+class ManualEngine:
+    """An engine whose requests end when the test says."""
+
+    def __init__(self, *, seats: int = 4, kv_tokens: int = 1_000_000) -> None:
+        self.capacity = Capacity("test device", "", kv_tokens, seats, 100_000, "manual 1")
+        self.running: dict[str, asyncio.Future[EngineResponse]] = {}
+        self.started: list[str] = []
+        self.aborted: list[str] = []
+        self.most_running = 0
+        self.starts = 0
+
+    async def start(self) -> Capacity:
+        self.starts += 1
+        return self.capacity
+
+    async def run(self, request: EngineRequest) -> EngineResponse:
+        future: asyncio.Future[EngineResponse] = asyncio.get_running_loop().create_future()
+        self.running[request.job_id] = future
+        self.started.append(request.job_id)
+        self.most_running = max(self.most_running, len(self.running))
+        try:
+            return await future
+        except asyncio.CancelledError:
+            self.aborted.append(request.job_id)
+            raise
+        finally:
+            del self.running[request.job_id]
+
+    def finish(self, count: int | None = None, status_code: int = 200) -> None:
+        """End the oldest ``count`` requests, or all."""
+        for future in list(self.running.values())[:count]:
+            if not future.done():
+                future.set_result(EngineResponse(status_code, b'{"object": "made up"}', 10, 5))
+
+    def die(self) -> None:
+        """Fail everything that runs, as an engine whose process died."""
+        for future in self.running.values():
+            if not future.done():
+                future.set_exception(EngineUnavailableError("the test killed it"))
+
+    def load(self) -> Load:
+        return Load(len(self.running), 0, 15 * len(self.running), 0, 0, 1 << 30)
+
+    async def stop(self) -> None:
+        self.die()
+
+
+def instant_engine(model: str) -> SimulatedEngine:
+    """An engine that takes no time."""
+    return SimulatedEngine(SimulatedOptions(profile=INSTANT, models=(model,)))
+
+
+@dataclass(slots=True)
+class RunningWorker:
+    """A worker of the cluster, its connection, and the task it runs in."""
+
+    worker: Worker
+    member: Membership
+    redis: CuttableRedis
+    task: asyncio.Task[None]
+
+    async def stop(self) -> None:
+        """Drain it, and wait until it has left."""
+        self.worker.stop("the test")
+        async with asyncio.timeout(PATIENCE_S):
+            await self.task
+
+    async def kill(self) -> None:
+        """End it as ``kill -9`` does: it says nothing to anyone."""
+        await self.redis.cut()
+        await cancel_all([self.task])
+
+
+@dataclass(slots=True)
+class RunningScheduler:
+    """A scheduler host of the cluster."""
+
+    redis: CuttableRedis
+    task: asyncio.Task[None]
+
+    async def stop(self) -> None:
+        """End it as SIGTERM does: it gives its lease up."""
+        await cancel_all([self.task])
+
+    async def kill(self) -> None:
+        """End it as ``kill -9`` does: its lease runs out by itself."""
+        await self.redis.cut()
+        await cancel_all([self.task])
+
+
+class Cluster:
+    """One pool with a model of its own, on a server that other pools may use."""
+
+    def __init__(self, url: str, pool: str, **settings: Any) -> None:
+        self.url = url
+        values: dict[str, Any] = {"pool": pool, "heartbeat_interval_s": 0.1} | settings
+        self.settings = Settings(**values)
+        self.model = f"model-{pool}"
+        self.keys = PoolKeys(pool)
+        self.redis = cuttable(url)
+        self.client = Client(self.redis, self.settings.result_ttl_s)
+        self.monitor = MonitorStore(self.redis, pool)
+        self._connections = [self.redis]
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def close(self) -> None:
+        """End what still runs."""
+        await cancel_all(self._tasks)
+        for connection in self._connections:
+            await connection.aclose()
+
+    def schedule(self, owner: str = "first", **settings: Any) -> RunningScheduler:
+        """Start a scheduler host."""
+        connection = self._connect()
+        mine = self.settings.model_copy(update=settings)
+        host = SchedulerHost(connection, mine, owner=owner, pools=[mine.pool])
+        return RunningScheduler(connection, self._run(host.run()))
+
+    async def leading(self, owner: str) -> None:
+        """Wait until that scheduler holds the lease."""
+
+        async def leads() -> bool:
+            return await self.monitor.lease_owner() == owner
+
+        await eventually(leads, f"{owner} leads")
+
+    def start(self, name: str, engine: Engine) -> RunningWorker:
+        """Start a worker, without waiting for it."""
+        connection = self._connect()
+        member = Membership(connection, self.settings, name=name, engine_kind="test", models=[self.model])
+        worker = Worker(engine, member)
+        return RunningWorker(worker, member, connection, self._run(worker.run()))
+
+    async def join(self, name: str, engine: Engine) -> RunningWorker:
+        """Start a worker, and wait until it is ready."""
+        running = self.start(name, engine)
+        await self.in_state(name, "ready")
+        return running
+
+    async def in_state(self, name: str, state: str | None) -> None:
+        """Wait until the pool knows that worker to be in that state; None: it is not in the pool."""
+
+        async def is_so() -> bool:
+            beat = (await self.monitor.heartbeats()).get(name)
+            return (beat.state if beat else None) == state
+
+        await eventually(is_so, f"worker {name} is {state}")
+
+    def requests(self, count: int, prefix: str = "r") -> list[RequestLine]:
+        """Small requests with the custom_ids ``r0``, ``r1``, …"""
+        body = orjson.dumps({"model": self.model, "messages": [{"role": "user", "content": "Hi."}], "max_tokens": 3})
+        return [RequestLine(f"{prefix}{i}", CHAT, self.model, body, 3, i + 1) for i in range(count)]
+
+    async def submit(
+        self, count: int, *, prefix: str = "r", batch: str = "", priority: Priority = Priority.NORMAL
+    ) -> str:
+        """Submit a sealed batch of small requests; returns its id. The pool must have been joined once."""
+        batch = batch or new_batch_id()
+        report = await self.client.submit(self.requests(count, prefix), batch, priority=priority)
+        assert not report.refused
+        await self.client.seal(batch)
+        return batch
+
+    async def register_model(self) -> None:
+        """Make the pool known, as its first worker does."""
+        await self.client.registry.add_pool(self.settings.pool, [self.model])
+
+    async def collect(self, batch: str, timeout: float = PATIENCE_S) -> list[Result]:
+        """All results of a batch, once it is complete."""
+        found: list[Result] = []
+        async with asyncio.timeout(timeout):
+            async for chunk in self.client.results(batch):
+                found += chunk
+        return found
+
+    def _connect(self) -> CuttableRedis:
+        connection = cuttable(self.url)
+        self._connections.append(connection)
+        return connection
+
+    def _run(self, main: Any) -> asyncio.Task[None]:
+        task: asyncio.Task[None] = asyncio.ensure_future(main)
+        self._tasks.append(task)
+        return task
+
+
+@asynccontextmanager
+async def cluster_of(url: str, pool: str, **settings: Any) -> AsyncGenerator[Cluster]:
+    """A cluster for the length of the block; ``settings`` replace the defaults."""
+    cluster = Cluster(url, pool, **settings)
+    try:
+        yield cluster
+    finally:
+        await cluster.close()
+
+
+def exactly_once(results: Sequence[Result], count: int, prefix: str = "r") -> None:
+    """Every custom_id of ``submit`` has one result, and that one is good."""
+    assert sorted(r.custom_id for r in results) == sorted(f"{prefix}{i}" for i in range(count))
+    assert [r for r in results if not r.ok] == []

@@ -1,0 +1,48 @@
+"""Servers shared by all tests: one for each test run. A test keeps to its own pool's keys."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tokenyard.embedded_server import EmbeddedServer
+
+
+def _serve(data_dir: Path, binary: Path | None = None) -> Iterator[str]:
+    server = EmbeddedServer(data_dir, binary=binary)
+    asyncio.run(server.start())
+    yield server.url
+    asyncio.run(server.stop())
+
+
+@pytest.fixture(scope="session")
+def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The embedded server."""
+    yield from _serve(tmp_path_factory.mktemp("valkey"))
+
+
+@pytest.fixture(scope="session")
+def system_redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The redis-server that the machine has installed; skips where there is none."""
+    binary = shutil.which("redis-server")
+    if binary is None:
+        pytest.skip("no redis-server on this machine")
+    yield from _serve(tmp_path_factory.mktemp("redis"), Path(binary))
+
+
+@pytest.fixture(params=["redis_url", "system_redis_url"])
+def any_redis_url(request: pytest.FixtureRequest) -> str:
+    """Each server in turn, for tests of what must hold on all of them."""
+    url: str = request.getfixturevalue(request.param)
+    return url
+
+
+@pytest.fixture
+def pool() -> str:
+    """A pool no other test uses."""
+    return f"test-{uuid.uuid4().hex[:12]}"

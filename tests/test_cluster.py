@@ -1,0 +1,198 @@
+"""Heartbeats, events and the device view: anything may be written to Redis, and nothing of it may raise."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from cluster_fixtures import HEARTBEAT, heartbeat
+from hypothesis import given
+from hypothesis import strategies as st
+
+from broker.cluster import Cluster, Device, InFlight, parse_heartbeat
+from broker.events import BatchCancelled, Completed, Returned, WorkerChanged, parse_event
+from workers.engines.base import Capacity, Load
+from workers.heartbeat import Identity, heartbeat_fields
+from workers.rates import RateWindow
+
+
+def as_stored(fields: dict[str, Any]) -> dict[bytes, bytes]:
+    return {name.encode(): str(value).encode() for name, value in fields.items()}
+
+
+class TestHeartbeat:
+    def test_what_a_worker_writes_is_what_the_scheduler_reads(self) -> None:
+        fields = heartbeat_fields(
+            Identity("vllm", "m", "host", 17),
+            "draining",
+            Capacity("NVIDIA H100", "m", 5000, 8, 4096, "vllm 1"),
+            Load(
+                running=3,
+                waiting=2,
+                kv_tokens_used=700,
+                prompt_tokens_total=9,
+                output_tokens_total=8,
+                free_memory_bytes=6,
+            ),
+            (12.34, 5.0),
+            21,
+        )
+        beat = parse_heartbeat("w", as_stored(fields | {"incarnation": "i", "seen": "17.5"}))
+        assert beat is not None
+        assert (beat.state, beat.device, beat.seats, beat.running, beat.waiting) == ("draining", "NVIDIA H100", 8, 3, 2)
+        assert (beat.kv_tokens_total, beat.kv_tokens_free, beat.free_memory_bytes) == (5000, 4300, 6)
+        assert (beat.prompt_tokens_per_s, beat.output_tokens_per_s, beat.jobs_total, beat.seen) == (12.3, 5.0, 21, 17.5)
+
+    def test_an_engine_that_holds_more_than_it_said_has_nothing_free(self) -> None:
+        capacity = Capacity("d", "m", 100, 1, 100, "1")
+        fields = heartbeat_fields(Identity("e", "m", "h", 1), "ready", capacity, Load(0, 0, 150, 0, 0, 0), (0, 0), 0)
+        assert fields["kv_tokens_free"] == "0"
+
+    @pytest.mark.parametrize("missing", sorted(HEARTBEAT))
+    def test_one_with_a_field_missing_is_none(self, missing: str) -> None:
+        assert parse_heartbeat("w", as_stored({k: v for k, v in HEARTBEAT.items() if k != missing})) is None
+
+    @pytest.mark.parametrize(
+        ("field", "value"),
+        [
+            ("state", "asleep"),
+            ("seats", "many"),
+            ("seats", "-1"),
+            ("seats", "1.5"),
+            ("seats", "9" * 5000),
+            ("output_tokens_per_s", "nan"),
+            ("output_tokens_per_s", "inf"),
+            ("seen", "-inf"),
+            ("incarnation", ""),
+            ("device", "d" * 257),
+        ],
+    )
+    def test_one_with_a_wrong_value_is_none(self, field: str, value: str) -> None:
+        assert parse_heartbeat("w", as_stored(HEARTBEAT | {field: value})) is None
+
+    @pytest.mark.parametrize("name", ["n" * 129, "line\nbreak", "\udcff"])
+    def test_one_under_a_name_that_cannot_be_shown_is_none(self, name: str) -> None:
+        assert parse_heartbeat("w", as_stored(HEARTBEAT)) is not None
+        assert parse_heartbeat(name, as_stored(HEARTBEAT)) is None
+
+    @given(name=st.text(), raw=st.dictionaries(st.binary(), st.binary(), max_size=5))
+    def test_no_bytes_raise(self, name: str, raw: dict[bytes, bytes]) -> None:
+        assert parse_heartbeat(name, raw) is None
+
+    @given(field=st.sampled_from(sorted([*HEARTBEAT, "seen", "pid", "host"])), value=st.binary(max_size=30))
+    def test_no_value_raises(self, field: str, value: bytes) -> None:
+        beat = parse_heartbeat("w", as_stored(HEARTBEAT) | {field.encode(): value})
+        assert beat is None or beat.seats >= 0
+
+
+event_fields = st.fixed_dictionaries(
+    {"kind": st.sampled_from(["completed", "returned", "worker", "cancelled", "other"])},
+    optional={name: st.text(max_size=30) for name in ("worker", "jobs", "batch", "other")},
+)
+numbers = st.integers(-(10**30), 10**30) | st.text("0123456789-_.e:", max_size=10)
+
+
+class TestEvents:
+    def test_each_kind(self) -> None:
+        jobs = "b.1:10:20 b.2:0:0"
+        completed = parse_event({"kind": "completed", "worker": "w", "jobs": jobs})
+        assert completed == Completed("w", {"b.1": (10, 20), "b.2": (0, 0)})
+        assert parse_event({"kind": "returned", "worker": "w", "jobs": "b.1 b.2"}) == Returned("w", ["b.1", "b.2"])
+        assert parse_event({"kind": "worker", "worker": "w"}) == WorkerChanged("w")
+        assert parse_event({"kind": "cancelled", "batch": "b"}) == BatchCancelled("b")
+
+    @pytest.mark.parametrize(
+        "jobs", ["b.1", "b.1:1", "b.1:x:1", "b.1:-1:1", "b.1:1:-1", f"b.1:1:{10**10}", "b.1:1e3:1"]
+    )
+    def test_jobs_without_sound_numbers_are_no_event(self, jobs: str) -> None:
+        assert parse_event({"kind": "completed", "worker": "w", "jobs": jobs}) is None
+
+    @given(st.dictionaries(st.text(), st.text(), max_size=4) | event_fields)
+    def test_no_text_raises(self, fields: dict[str, str]) -> None:
+        parse_event(fields)
+
+    @given(jobs=st.lists(st.tuples(st.text(max_size=5), numbers, numbers), max_size=4))
+    def test_what_passes_is_a_number_of_tokens(self, jobs: list[tuple[str, Any, Any]]) -> None:
+        text = " ".join(f"{job}:{prompt}:{output}" for job, prompt, output in jobs)
+        event = parse_event({"kind": "completed", "worker": "w", "jobs": text})
+        if isinstance(event, Completed):
+            assert all(0 <= tokens <= 10**9 for pair in event.jobs.values() for tokens in pair)
+
+
+class TestDevice:
+    def test_binding_and_unbinding_twice_count_once(self) -> None:
+        device = Device("a", heartbeat())
+        for _ in range(2):
+            device.bind(InFlight("b.1", 10, 20))
+        assert device.tokens_in_flight == 30
+        assert device.unbind("b.1") == InFlight("b.1", 10, 20)
+        assert device.unbind("b.1") is None
+        assert device.tokens_in_flight == 0
+
+    def test_a_busy_device_that_slows_down_loses_its_speed_step_by_step(self) -> None:
+        device = Device("a", heartbeat(running=4, output_tokens_per_s=900.0, seen=1.0))
+        device.refresh(device.heartbeat)
+        assert device.speed == 900.0
+        speeds = []
+        for second in range(2, 12):
+            device.refresh(heartbeat(running=4, output_tokens_per_s=300.0, seen=float(second)))
+            speeds.append(device.speed)
+        assert speeds == sorted(speeds, reverse=True)
+        assert speeds[0] > 500
+        assert speeds[-1] == pytest.approx(300, rel=0.01)
+
+    def test_an_idle_device_keeps_the_speed_that_it_showed(self) -> None:
+        device = Device("a", heartbeat(running=4, output_tokens_per_s=900.0))
+        device.refresh(device.heartbeat)
+        device.refresh(heartbeat(running=1, output_tokens_per_s=10.0, seen=5.0))
+        assert device.speed == 900.0
+
+    def test_a_device_is_busy_also_by_its_memory(self) -> None:
+        device = Device("a", heartbeat(running=4, output_tokens_per_s=900.0))
+        device.refresh(device.heartbeat)
+        device.refresh(heartbeat(running=1, kv_tokens_free=10_000, output_tokens_per_s=10.0, seen=60.0))
+        assert device.speed == 10.0
+
+    def test_the_rate_of_ended_jobs_is_an_average_over_seconds(self) -> None:
+        device = Device("a", heartbeat())
+        for tick in range(1, 200):
+            device.count_completed(1, tick * 0.1)
+        assert device.jobs_per_s == pytest.approx(10, rel=0.05)
+
+
+class TestCluster:
+    def test_a_new_device_and_a_new_incarnation_are_told_apart_from_a_newer_heartbeat(self) -> None:
+        cluster = Cluster()
+        assert cluster.refresh("a", heartbeat())
+        cluster.devices["a"].bind(InFlight("b.1", 1, 1))
+        assert not cluster.refresh("a", heartbeat(seen=1.0))
+        assert cluster.devices["a"].tokens_in_flight == 2
+        assert cluster.refresh("a", heartbeat(incarnation="other"))
+        assert cluster.devices["a"].tokens_in_flight == 0
+
+    def test_devices_that_left_are_forgotten(self) -> None:
+        cluster = Cluster()
+        for name in "abc":
+            cluster.refresh(name, heartbeat())
+        cluster.keep_only(["b"])
+        assert list(cluster.devices) == ["b"]
+
+
+class TestRates:
+    def test_growth_a_second_over_the_window(self) -> None:
+        window = RateWindow(length_s=4)
+        rates = [window.add(second, second * 10, second * 100) for second in range(10)]
+        assert rates[0] == (0.0, 0.0)
+        assert rates[1:] == [(10.0, 100.0)] * 9
+
+    def test_what_is_older_than_the_window_does_not_count(self) -> None:
+        window = RateWindow(length_s=4)
+        window.add(0.0, 0, 1000)
+        assert [window.add(float(second), 0, 1000)[1] for second in range(1, 7)] == [0.0] * 6
+
+    def test_an_engine_that_was_started_again_begins_anew(self) -> None:
+        window = RateWindow()
+        window.add(0.0, 500, 500)
+        window.add(1.0, 600, 600)
+        assert window.add(2.0, 0, 0) == (0.0, 0.0)
+        assert window.add(3.0, 10, 20) == (10.0, 20.0)

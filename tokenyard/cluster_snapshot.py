@@ -1,0 +1,132 @@
+"""What a cluster looks like at one moment: its pools with their workers, and its batches."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from broker.client import Client
+from broker.cluster import Heartbeat
+from broker.errors import UnknownBatchError
+from broker.jobs import BatchCounts
+from broker.store.monitor import MonitorStore
+
+
+@dataclass(frozen=True, slots=True)
+class PoolSnapshot:
+    """One pool.
+
+    Attributes:
+        name: its name.
+        models: names that requests call its model by.
+        scheduler: who places its jobs, None where nobody does.
+        waiting: jobs that wait for a device, by request stream.
+        workers: worker name -> last heartbeat, None where it expired or cannot be read.
+    """
+
+    name: str
+    models: tuple[str, ...]
+    scheduler: str | None
+    waiting: dict[str, int]
+    workers: dict[str, Heartbeat | None]
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterSnapshot:
+    """All pools of a server, and batches with their counts, the newest first; ``clock`` is Redis' in seconds."""
+
+    clock: float
+    pools: list[PoolSnapshot]
+    batches: dict[str, BatchCounts]
+
+
+async def read_cluster(client: Client, batch_ids: list[str]) -> ClusterSnapshot:
+    """Look at all pools, and at these batches."""
+    models = await client.registry.models()
+    pools = [await _read_pool(client, name, models) for name in await client.registry.pools()]
+    clock = await MonitorStore(client.redis, "").clock()
+    return ClusterSnapshot(clock, pools, await _read_counts(client, batch_ids))
+
+
+async def newest_batches(client: Client, limit: int) -> list[str]:
+    """Ids of the batches there are, newest first. Scans all keys of the server: not for every second."""
+    found: set[str] = set()
+    for pool in await client.registry.pools():
+        found.update(await MonitorStore(client.redis, pool).batches(limit))
+    return sorted(found, reverse=True)[:limit]
+
+
+async def devices_of(client: Client, pools: list[str]) -> dict[str, Heartbeat | None]:
+    """The workers of some pools, named ``POOL/WORKER`` where there are several pools."""
+    found: dict[str, Heartbeat | None] = {}
+    for pool in pools:
+        beats = await MonitorStore(client.redis, pool).heartbeats()
+        found.update({name if len(pools) == 1 else f"{pool}/{name}": beat for name, beat in beats.items()})
+    return found
+
+
+def as_json(snapshot: ClusterSnapshot) -> dict[str, Any]:
+    """The snapshot for machines: plain dicts, lists, numbers and texts."""
+    return {
+        "clock": snapshot.clock,
+        "pools": [
+            {
+                "name": pool.name,
+                "models": list(pool.models),
+                "scheduler": pool.scheduler,
+                "waiting": pool.waiting,
+                "workers": [
+                    {"name": name, **(beat.model_dump() if beat else {"state": None})}
+                    for name, beat in pool.workers.items()
+                ],
+            }
+            for pool in snapshot.pools
+        ],
+        "batches": [batch_as_json(batch_id, counts) for batch_id, counts in snapshot.batches.items()],
+    }
+
+
+def batch_as_json(batch_id: str, counts: BatchCounts) -> dict[str, Any]:
+    """A batch for machines."""
+    return {
+        "id": batch_id,
+        "state": batch_state(counts),
+        "total": counts.total,
+        "done": counts.done,
+        "failed": counts.failed,
+        "cancelled": counts.cancelled,
+        "prompt_tokens": counts.prompt_tokens,
+        "output_tokens": counts.output_tokens,
+        "sealed": counts.sealed,
+        "complete": counts.complete,
+    }
+
+
+def batch_state(counts: BatchCounts) -> str:
+    """``open`` (requests may still come), ``running``, ``complete``, ``cancelling`` or ``cancelled``."""
+    if counts.state == "cancelled":
+        return "cancelled" if counts.complete else "cancelling"
+    if counts.complete:
+        return "complete"
+    return "running" if counts.sealed else "open"
+
+
+async def _read_pool(client: Client, name: str, models: dict[str, str]) -> PoolSnapshot:
+    store = MonitorStore(client.redis, name)
+    return PoolSnapshot(
+        name=name,
+        models=tuple(sorted(model for model, pool in models.items() if pool == name)),
+        scheduler=await store.lease_owner(),
+        waiting=await store.waiting(),
+        workers=await store.heartbeats(),
+    )
+
+
+async def _read_counts(client: Client, batch_ids: list[str]) -> dict[str, BatchCounts]:
+    counts: dict[str, BatchCounts] = {}
+    for batch_id in batch_ids:
+        try:
+            counts[batch_id] = await client.counts(batch_id)
+        except UnknownBatchError:  # its time to live ended meanwhile
+            continue
+    return counts

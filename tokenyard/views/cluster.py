@@ -1,0 +1,61 @@
+"""A cluster at one moment: pools, their devices, and batches."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from broker.jobs import BatchCounts
+from tokenyard.cluster_snapshot import ClusterSnapshot, PoolSnapshot, batch_state
+from tokenyard.views.devices import device_table, plain_table
+from tokenyard.views.text import duration, name_cell, printable
+
+_NO_POOLS = "no pools yet: start a worker with `tokenyard worker --model MODEL`"
+_NO_SCHEDULER = "none: start `tokenyard scheduler`"
+
+
+def cluster_view(snapshot: ClusterSnapshot, left_s: Mapping[str, float | None] | None = None) -> RenderableType:
+    """Everything one below the other.
+
+    Args:
+        snapshot: what to show.
+        left_s: batch id -> seconds it still takes, None where that is not known. Without it, none is shown.
+    """
+    parts: list[RenderableType] = []
+    for pool in snapshot.pools:
+        parts += [*_pool(pool), device_table(pool.workers, snapshot.clock) if pool.workers else Text("no workers")]
+        parts.append(Text())
+    if not snapshot.pools:
+        parts += [Text(_NO_POOLS), Text()]
+    parts.append(batch_table(snapshot.batches, left_s) if snapshot.batches else Text("no batches"))
+    return Group(*parts)
+
+
+def batch_table(batches: Mapping[str, BatchCounts], left_s: Mapping[str, float | None] | None) -> Table:
+    """A row for each batch; ``left_s`` as in ``cluster_view``."""
+    table = plain_table()
+    table.add_column("batch", max_width=40)
+    table.add_column("state", no_wrap=True)
+    for name in ("jobs", "done", "failed", "cancelled", *(["time left"] if left_s is not None else [])):
+        table.add_column(name, justify="right", no_wrap=True)
+    for batch_id, counts in batches.items():
+        cells = [f"{n:,}" for n in (counts.total, counts.done, counts.failed, counts.cancelled)]
+        if left_s is not None:
+            left = left_s.get(batch_id)
+            cells.append("" if counts.complete else "-" if left is None else duration(left))
+        table.add_row(name_cell(batch_id), batch_state(counts), *cells)
+    return table
+
+
+def _pool(pool: PoolSnapshot) -> list[RenderableType]:
+    waiting = ", ".join(f"{jobs:,} {level}" for level, jobs in pool.waiting.items() if jobs)
+    models = ", ".join(printable(model) for model in pool.models) or "no model"
+    scheduler = Text(printable(pool.scheduler)) if pool.scheduler else Text(_NO_SCHEDULER, style="bold red")
+    return [
+        Text.assemble(("pool ", "bold"), (printable(pool.name), "bold"), f": {models}"),
+        Text.assemble("scheduler: ", scheduler),
+        Text(f"waiting jobs: {waiting or 'none'}"),
+    ]

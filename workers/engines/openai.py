@@ -1,0 +1,284 @@
+"""Attach to a running OpenAI-compatible server: vLLM, SGLang, llama.cpp, or a remote service."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+import aiohttp
+import orjson
+
+from workers.engines._vllm_metrics import ServerMetrics, read_metrics
+from workers.engines.base import (
+    Capacity,
+    EngineRequest,
+    EngineResponse,
+    EngineStartError,
+    EngineUnavailableError,
+    Load,
+)
+
+log = logging.getLogger(__name__)
+
+_URLS = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/embeddings"})
+# These say something about the server's moment or our key, and nothing about the request.
+_NOT_THE_REQUEST = frozenset({401, 403, 429, 502, 503, 504})
+_PROBE_TIMEOUT = aiohttp.ClientTimeout(total=10)
+_RUN_TIMEOUT = aiohttp.ClientTimeout(total=None, sock_connect=10)  # an answer takes as long as it takes
+_SPARE_CONNECTIONS = 16
+_KEEP_ALIVE_S = 4.0  # below the 5 s after which uvicorn closes an idle connection
+_BYTES_PER_TOKEN = 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpenAIOptions:
+    """Which server, and what it does not say of itself.
+
+    Attributes:
+        url: base URL, with or without ``/v1``.
+        model: the name jobs use.
+        upstream_model: the server's name for it, where that differs.
+        api_key: sent as a bearer token; never shown.
+        seats: requests the server runs at once (vLLM's ``max_num_seqs``, which it does not tell).
+        kv_tokens: tokens its KV cache holds, where its metrics do not say.
+        context_tokens: longest prompt plus output, where its model list does not say.
+        device: kind of the device, as reported.
+        retry_delays_s: waits before a request is sent again that the server could not take.
+        poll_s: seconds between two looks at the server's metrics while it works.
+        idle_poll_s: the same while it has nothing to do.
+    """
+
+    url: str
+    model: str
+    upstream_model: str | None = None
+    api_key: str | None = field(default=None, repr=False)
+    seats: int = 64
+    kv_tokens: int = 131_072
+    context_tokens: int = 8192
+    device: str = "remote"
+    retry_delays_s: tuple[float, ...] = (0.25, 1.0)
+    poll_s: float = 1.0
+    idle_poll_s: float = 10.0
+
+
+class OpenAIEngine:
+    """An Engine that forwards to a server. Its load is the server's where that is a vLLM, else what it sent there."""
+
+    def __init__(self, options: OpenAIOptions) -> None:
+        self._options = options
+        self._url = options.url.rstrip("/").removesuffix("/v1")
+        self._place = "the server at " + re.sub(r"//[^/@]*@", "//", self._url)  # no password in a message
+        self._session: aiohttp.ClientSession | None = None
+        self._poller: asyncio.Task[None] | None = None
+        self._arrival = asyncio.Event()
+        self._metrics: ServerMetrics | None = None
+        self._kv_tokens = options.kv_tokens
+        self._in_flight = 0
+        self._bytes_in_flight = 0
+        self._prompt_tokens = 0
+        self._output_tokens = 0
+
+    async def start(self) -> Capacity:
+        """Find the server and the model.
+
+        Raises:
+            EngineStartError: no server answers there, it refuses the key, or it does not serve the model.
+        """
+        options = self._options
+        headers = {"Authorization": f"Bearer {options.api_key}"} if options.api_key else {}
+        connector = aiohttp.TCPConnector(limit=options.seats + _SPARE_CONNECTIONS, keepalive_timeout=_KEEP_ALIVE_S)
+        self._session = aiohttp.ClientSession(connector=connector, headers=headers)
+        try:
+            card = await self._model_card(self._session)
+            self._metrics = await self._look(self._session)
+            version = await self._version(self._session)
+        except BaseException:
+            await self.stop()
+            raise
+        if self._metrics:
+            self._kv_tokens = self._metrics.kv_tokens or options.kv_tokens
+            self._poller = asyncio.create_task(self._poll(self._session))
+        context = card.get("max_model_len")
+        return Capacity(
+            device=options.device,
+            model=options.model,
+            kv_tokens=self._kv_tokens,
+            seats=options.seats,
+            context_tokens=context if isinstance(context, int) else options.context_tokens,
+            version=f"{card.get('owned_by') or 'openai-compatible'} {version}".strip(),
+        )
+
+    async def run(self, request: EngineRequest) -> EngineResponse:
+        """Forward one request. Cancelling the call closes its connection, at which vLLM aborts it.
+
+        Raises:
+            EngineUnavailableError: the server cannot be reached, refuses the key, or stays overloaded.
+        """
+        if request.url not in _URLS:
+            return _refusal(404, f"this server is not asked for {request.url}")
+        body = request.body
+        payload = _object(body)
+        if payload and payload.get("stream"):
+            return _refusal(400, "stream cannot be used here: the response is one JSON object", "stream")
+        if payload and self._options.upstream_model and payload.get("model") == self._options.model:
+            body = orjson.dumps({**payload, "model": self._options.upstream_model})
+        self._in_flight += 1
+        self._bytes_in_flight += len(body)
+        self._arrival.set()
+        try:
+            response = await self._post_patiently(request.url, body)
+        finally:
+            self._in_flight -= 1
+            self._bytes_in_flight -= len(body)
+        if not self._metrics:
+            self._prompt_tokens += response.prompt_tokens
+            self._output_tokens += response.output_tokens
+        return response
+
+    def load(self) -> Load:
+        """The server's load, at most ``poll_s`` old; what is in flight from here where it does not tell its own."""
+        metrics, seats = self._metrics, self._options.seats
+        sent = self._bytes_in_flight // _BYTES_PER_TOKEN
+        return Load(
+            running=metrics.running if metrics else min(self._in_flight, seats),
+            waiting=metrics.waiting if metrics else max(self._in_flight - seats, 0),
+            kv_tokens_used=metrics.kv_tokens_used if metrics else min(sent, self._kv_tokens),
+            prompt_tokens_total=self._prompt_tokens,
+            output_tokens_total=self._output_tokens,
+            free_memory_bytes=0,  # nothing tells the free memory of a remote device
+        )
+
+    async def stop(self) -> None:
+        """Let go of the server. What still runs there for us fails with EngineUnavailableError."""
+        poller, session = self._poller, self._session
+        self._poller = self._session = None
+        if poller:
+            poller.cancel()
+            await asyncio.wait((poller,))
+        if session:
+            await session.close()
+
+    async def _model_card(self, session: aiohttp.ClientSession) -> dict[str, Any]:
+        """The server's entry for the model."""
+        place = self._place
+        try:
+            async with session.get(f"{self._url}/v1/models", timeout=_PROBE_TIMEOUT) as response:
+                status, body = response.status, await response.read()
+        except (aiohttp.ClientError, TimeoutError, ValueError) as error:
+            text = f"{place} does not answer: start it or correct its URL ({_reason(error)})"
+            raise EngineStartError(text) from None
+        if status in (401, 403):
+            raise EngineStartError(f"{place} refuses the API key" + ("" if self._options.api_key else ": give one"))
+        cards = (_object(body) or {}).get("data")
+        if status != 200 or not isinstance(cards, list):
+            raise EngineStartError(f"{place} is not OpenAI-compatible: it answers /v1/models with status {status}")
+        wanted = self._options.upstream_model or self._options.model
+        named: dict[str, dict[str, Any]] = {str(card.get("id")): card for card in cards if isinstance(card, dict)}
+        if wanted not in named:
+            raise EngineStartError(
+                f"{place} does not serve {wanted}; it serves {', '.join(sorted(named)) or 'nothing'}"
+            )
+        return named[wanted]
+
+    async def _version(self, session: aiohttp.ClientSession) -> str:
+        with suppress(aiohttp.ClientError, TimeoutError):
+            async with session.get(f"{self._url}/version", timeout=_PROBE_TIMEOUT) as response:
+                return str((_object(await response.read()) or {}).get("version", ""))
+        return ""
+
+    async def _look(self, session: aiohttp.ClientSession) -> ServerMetrics | None:
+        """The server's metrics; None where it has none, or cannot answer now."""
+        try:
+            async with session.get(f"{self._url}/metrics", timeout=_PROBE_TIMEOUT) as response:
+                return read_metrics(await response.text()) if response.status == 200 else None
+        except (aiohttp.ClientError, TimeoutError, ValueError) as error:
+            log.debug("no metrics from %s: %s", self._place, _reason(error))
+            return None
+
+    async def _poll(self, session: aiohttp.ClientSession) -> None:
+        """Follow the server's metrics: often while it works, seldom while it idles, at once when work arrives."""
+        while True:
+            metrics = self._metrics
+            if self._in_flight or (metrics and metrics.running + metrics.waiting):
+                await asyncio.sleep(self._options.poll_s)
+            else:
+                self._arrival.clear()
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(self._arrival.wait(), self._options.idle_poll_s)
+            latest = await self._look(session)
+            if latest and metrics:
+                self._prompt_tokens += _grown(metrics.prompt_tokens, latest.prompt_tokens)
+                self._output_tokens += _grown(metrics.output_tokens, latest.output_tokens)
+                self._metrics = latest
+
+    async def _post_patiently(self, path: str, body: bytes) -> EngineResponse:
+        """A server that is full for a moment, or that closed an idle connection, gets the request again."""
+        for delay in self._options.retry_delays_s:
+            try:
+                return await self._post(path, body)
+            except EngineUnavailableError as error:
+                log.info("%s; trying again in %s s", error, delay)
+                await asyncio.sleep(delay)
+        return await self._post(path, body)
+
+    async def _post(self, path: str, body: bytes) -> EngineResponse:
+        place = self._place
+        if self._session is None:
+            raise EngineUnavailableError(f"not attached to {place}")
+        headers = {"Content-Type": "application/json"}
+        try:
+            async with self._session.post(
+                self._url + path, data=body, headers=headers, timeout=_RUN_TIMEOUT, allow_redirects=False
+            ) as response:
+                status, answer = response.status, await response.read()
+        except (aiohttp.ClientError, TimeoutError) as error:
+            raise EngineUnavailableError(f"lost {place}: {_reason(error)}") from None
+        if status in _NOT_THE_REQUEST or 300 <= status < 400:
+            raise EngineUnavailableError(f"{place} answers with status {status}")
+        return _response(place, status, answer)
+
+
+def _grown(before: int, after: int) -> int:
+    """What a counter grew by: one of a server that was started again counts from 0 again."""
+    return after - before if after >= before else after
+
+
+def _reason(error: Exception) -> str:
+    return str(error) or type(error).__name__
+
+
+def _object(body: bytes) -> dict[str, Any] | None:
+    """The JSON object in a body, if it is one."""
+    try:
+        value = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def _refusal(status: int, message: str, param: str | None = None) -> EngineResponse:
+    error = {"message": message, "type": "invalid_request_error", "param": param, "code": None}
+    return EngineResponse(status, orjson.dumps({"error": error}))
+
+
+def _response(place: str, status: int, body: bytes) -> EngineResponse:
+    """The server's answer as it is; an error that is no OpenAI error object is put into one."""
+    payload = _object(body)
+    if status >= 400:
+        if payload and isinstance(payload.get("error"), dict):
+            return EngineResponse(status, body)
+        return _refusal(status, f"{place} answers with status {status}: {body[:200].decode(errors='replace')}")
+    if payload is None:
+        raise EngineUnavailableError(f"{place} answers with something that is not a JSON object")
+    usage = payload.get("usage") or {}
+    return EngineResponse(
+        status,
+        body,
+        prompt_tokens=usage.get("prompt_tokens") or 0,
+        output_tokens=usage.get("completion_tokens") or 0,
+        cached_tokens=(usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0,
+    )
