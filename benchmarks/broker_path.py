@@ -17,7 +17,7 @@ from pathlib import Path
 
 from benchmarks.cluster import INSTANT_ENGINE, BenchCluster, BenchmarkError, bench_cluster
 from benchmarks.peers import ENVIRONMENTS, PEERS, PeerError, run_peer
-from benchmarks.report import Report, Row, Value, note, options_parser, run_benchmark, server_name
+from benchmarks.report import Report, Row, Value, at_least, note, options_parser, run_benchmark, server_name
 from benchmarks.requests import MODEL, make_requests
 from benchmarks.scheduler_memory import scheduler_peak_mb
 from broker.client import Client, new_batch_id
@@ -26,6 +26,10 @@ from tokenyard.embedded_server import EmbeddedServer
 OURS = "tokenyard"
 #: As many as the peers get before their clock starts.
 _WARM_UP_JOBS = 200
+#: A reader asks for a batch that is there: so many requests are submitted before it starts.
+_FIRST_JOBS = 250
+_ROLES = ("client", "server", "scheduler", "workers")
+_CPU_NOTE = "cpu: CPU time for each job (microseconds), by role"
 
 
 async def main(options: argparse.Namespace) -> Report:
@@ -45,9 +49,6 @@ async def main(options: argparse.Namespace) -> Report:
     return Report("Jobs through the whole broker path", rows, summary, server, [_CPU_NOTE])
 
 
-_CPU_NOTE = "CPU: microseconds a job, of all processes of a role; one job a second on one core has 1,000,000"
-
-
 async def _measure_ours(jobs: int, payload: int, workers: int) -> tuple[Row, str]:
     async with bench_cluster(MODEL, [MODEL]) as cluster:
         await cluster.start_scheduler()
@@ -58,9 +59,6 @@ async def _measure_ours(jobs: int, payload: int, workers: int) -> tuple[Row, str
         after = cluster.cpu_seconds()
         cpu = {f"{role}_cpu": (after[role] - before[role]) / jobs * 1e6 for role in _ROLES}
         return _row(OURS, jobs, seconds) | cpu, await server_name(cluster.client.redis)
-
-
-_ROLES = ("client", "server", "scheduler", "workers")
 
 
 def _row(system: str, jobs: int, seconds: float | None) -> dict[str, Value]:
@@ -74,11 +72,10 @@ async def _run_batch(cluster: BenchCluster, jobs: int, payload: int) -> float:
     """Seconds from the first submit to the last result."""
     batch = new_batch_id()
     begin = time.perf_counter()
-    first = make_requests(range(min(jobs, 250)), payload)
-    await cluster.client.submit(first, batch)  # a reader asks for a batch that is there
+    await cluster.client.submit(make_requests(range(min(jobs, _FIRST_JOBS)), payload), batch)
     reading = asyncio.ensure_future(_read(cluster.client, batch, jobs))
     try:
-        await cluster.client.submit(make_requests(range(250, jobs), payload), batch)
+        await cluster.client.submit(make_requests(range(_FIRST_JOBS, jobs), payload), batch)
         await cluster.client.seal(batch)
         while not reading.done():
             await asyncio.wait([reading], timeout=1)
@@ -140,12 +137,16 @@ def _median_speed(rows: Sequence[Row], system: str) -> float | None:
 
 def _options() -> argparse.Namespace:
     parser = options_parser("broker_path", __doc__ or "")
-    parser.add_argument("--jobs", type=int, default=20_000)
-    parser.add_argument("--payload", type=int, default=1024, help="bytes of a request's body")
-    parser.add_argument("--workers", type=int, default=2, help="our worker processes; the peers always have two")
+    parser.add_argument("--jobs", type=at_least(1), default=20_000)
+    parser.add_argument("--payload", type=at_least(1), default=1024, help="bytes of a request's body")
+    parser.add_argument(
+        "--workers", type=at_least(1), default=2, help="our worker processes; the peers always have two"
+    )
     parser.add_argument("--peers", default=",".join(PEERS), help="queues to compare with; '' for none")
-    parser.add_argument("--waiting", type=int, default=1_000_000, help="jobs in front of the scheduler; 0: leave out")
-    parser.add_argument("--repeat", type=int, default=1, help="runs of each system; the median counts")
+    parser.add_argument(
+        "--waiting", type=at_least(0), default=1_000_000, help="jobs in front of the scheduler; 0: leave out"
+    )
+    parser.add_argument("--repeat", type=at_least(1), default=1, help="runs of each system; the median counts")
     return parser.parse_args()
 
 

@@ -16,12 +16,13 @@ from collections.abc import Sequence
 from itertools import combinations, product
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import orjson
 
 from benchmarks.batch_runs import BatchRun, EngineSettings, run_tokenyard, run_vllm
 from benchmarks.cluster import BenchmarkError
-from benchmarks.report import Report, Row, Value, note, options_parser, run_benchmark
+from benchmarks.report import Report, Row, Value, at_least, note, options_parser, run_benchmark
 from tokenyard.demo_model import DEMO_MODEL_NAMES, prepare_demo_model
 from tokenyard.local_cluster import usable_cores
 from tokenyard.paths import model_cache
@@ -32,13 +33,14 @@ _TOKENYARD, _RUN_BATCH = "tokenyard", "vllm run-batch"
 
 async def main(options: argparse.Namespace) -> Report:
     """Run both, in an order that alternates from one repeat to the next."""
+    chats = _chats(options.input)
     settings = _settings(options)
     rows: list[Row] = []
     runs: dict[str, list[BatchRun]] = {_TOKENYARD: [], _RUN_BATCH: []}
     server = ""
     with TemporaryDirectory(prefix="tokenyard-bench-") as folder:
         source = Path(folder) / "input.jsonl"
-        lines = _batch_lines(options.input, options.lines, settings.name, options.max_tokens, options.seed)
+        lines = _batch_lines(chats, options.lines, settings.name, options.max_tokens, options.seed)
         source.write_bytes(b"".join(orjson.dumps(line) + b"\n" for line in lines))
         for turn in range(options.repeat):
             for system in (_TOKENYARD, _RUN_BATCH) if turn % 2 == 0 else (_RUN_BATCH, _TOKENYARD):
@@ -70,8 +72,7 @@ def _settings(options: argparse.Namespace) -> EngineSettings:
     )
 
 
-def _batch_lines(source: Path, count: int, model: str, max_tokens: int, seed: int) -> list[dict[str, object]]:
-    """``count`` chat requests: those of the file over and over under new ids, shuffled, all at temperature 0."""
+def _chats(source: Path) -> list[dict[str, Any]]:
     try:
         found = [orjson.loads(line) for line in source.read_bytes().splitlines() if line.strip()]
         chats = [line for line in found if line["url"] == "/v1/chat/completions"]
@@ -79,7 +80,14 @@ def _batch_lines(source: Path, count: int, model: str, max_tokens: int, seed: in
         raise BenchmarkError(f"--input {source} is no batch file: {error}") from None
     if not chats:
         raise BenchmarkError(f"--input {source} has no /v1/chat/completions requests")
-    lines: list[dict[str, object]] = []
+    return chats
+
+
+def _batch_lines(
+    chats: Sequence[dict[str, Any]], count: int, model: str, max_tokens: int, seed: int
+) -> list[dict[str, Any]]:
+    """``count`` requests: the given ones over and over under new ids, shuffled, all at temperature 0."""
+    lines: list[dict[str, Any]] = []
     for number in range(count):
         turn, place = divmod(number, len(chats))
         chat = chats[place]
@@ -118,18 +126,18 @@ def _same_share(a: BatchRun, b: BatchRun) -> float:
 def _options() -> argparse.Namespace:
     parser = options_parser("engine_overhead", __doc__ or "")
     parser.add_argument("--input", type=Path, default=_QUESTIONS, help="OpenAI Batch file of chat requests")
-    parser.add_argument("--lines", type=int, default=200, help="requests to run; the file's are repeated")
-    parser.add_argument("--max-tokens", type=int, default=64, help="most output tokens of each")
+    parser.add_argument("--lines", type=at_least(1), default=200, help="requests to run; the file's are repeated")
+    parser.add_argument("--max-tokens", type=at_least(1), default=64, help="most output tokens of each")
     parser.add_argument("--model", default="demo", help="directory of the model; 'demo' for the demo's")
     parser.add_argument("--dtype", default="bfloat16")
-    parser.add_argument("--seats", type=int, default=64, help="max_num_seqs")
-    parser.add_argument("--context", type=int, default=2048, help="max_model_len")
-    parser.add_argument("--kv-gib", type=float, default=1.0, help="GiB of KV cache")
-    parser.add_argument("--step-tokens", type=int, default=4096, help="max_num_batched_tokens")
+    parser.add_argument("--seats", type=at_least(1), default=64, help="max_num_seqs")
+    parser.add_argument("--context", type=at_least(1), default=2048, help="max_model_len")
+    parser.add_argument("--kv-gib", type=at_least(0.01), default=1.0, help="GiB of KV cache")
+    parser.add_argument("--step-tokens", type=at_least(1), default=4096, help="max_num_batched_tokens")
     cores = ",".join(map(str, usable_cores()))
     parser.add_argument("--cores", default=cores, help="cores of the engine (CPU only); '' for no binding")
     parser.add_argument("--compile", action="store_true", help="compile the model instead of running it eagerly")
-    parser.add_argument("--repeat", type=int, default=1, help="runs of each")
+    parser.add_argument("--repeat", type=at_least(1), default=1, help="runs of each")
     return parser.parse_args()
 
 

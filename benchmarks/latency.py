@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator
 
 from benchmarks.cluster import INSTANT_ENGINE, BenchCluster, BenchmarkError, bench_cluster
-from benchmarks.report import Report, Value, note, options_parser, percentile, run_benchmark, server_name
+from benchmarks.report import Report, Value, at_least, note, options_parser, percentile, run_benchmark, server_name
 from benchmarks.requests import MODEL, make_requests
 from broker.client import Client, new_batch_id
 
@@ -99,7 +99,7 @@ async def main(options: argparse.Namespace) -> Report:
             "per_s": len(milliseconds) / options.seconds,
             **{f"p{share}_ms": percentile(milliseconds, share / 100) for share in (50, 90, 99)},
             "max_ms": max(milliseconds),
-            "started_late_p99_ms": percentile(late, 0.99) * 1e3,
+            "late_p99_ms": percentile(late, 0.99) * 1e3,
             **{f"idle_{role}_%": percent for role, percent in idle.items()},
         }
         summary: dict[str, Value] = {"p50_ms": row["p50_ms"], "p99_ms": row["p99_ms"]}
@@ -114,11 +114,12 @@ async def _offer(watch: Stopwatch, times: list[float], reading: asyncio.Future[N
     loop = asyncio.get_running_loop()
     begin = loop.time()
     late: list[float] = []
-    async with asyncio.TaskGroup() as submits:
-        for at in times:
-            await asyncio.sleep(begin + at - loop.time())
-            late.append(loop.time() - begin - at)
-            submits.create_task(watch.submit())
+    submits: list[asyncio.Future[None]] = []
+    for at in times:
+        await asyncio.sleep(begin + at - loop.time())
+        late.append(loop.time() - begin - at)
+        submits.append(asyncio.ensure_future(watch.submit()))
+    await asyncio.gather(*submits)
     done = asyncio.ensure_future(watch.until_all_read())
     await asyncio.wait([done, reading], return_when=asyncio.FIRST_COMPLETED)
     if reading.done():
@@ -140,12 +141,12 @@ async def _idle_percent(cluster: BenchCluster, seconds: float) -> dict[str, floa
 
 def _options() -> argparse.Namespace:
     parser = options_parser("latency", __doc__ or "")
-    parser.add_argument("--rate", type=float, default=100, help="requests a second")
-    parser.add_argument("--seconds", type=float, default=30, help="how long")
-    parser.add_argument("--warm-up", type=float, default=2, help="seconds before that, which do not count")
+    parser.add_argument("--rate", type=at_least(0.01), default=100, help="requests a second")
+    parser.add_argument("--seconds", type=at_least(0.01), default=30, help="how long")
+    parser.add_argument("--warm-up", type=at_least(0.0), default=2, help="seconds before that, which do not count")
     parser.add_argument("--even", action="store_true", help="evenly spaced arrivals instead of a Poisson process")
-    parser.add_argument("--payload", type=int, default=1024, help="bytes of a request's body")
-    parser.add_argument("--idle", type=float, default=20, help="seconds of idling; 0: leave out")
+    parser.add_argument("--payload", type=at_least(1), default=1024, help="bytes of a request's body")
+    parser.add_argument("--idle", type=at_least(0.0), default=20, help="seconds of idling; 0: leave out")
     return parser.parse_args()
 
 

@@ -9,7 +9,7 @@ import os
 import platform
 import shlex
 import sys
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -57,6 +57,18 @@ def options_parser(module: str, description: str) -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, default=0, help="seed of everything drawn at random")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to FILE")
     return parser
+
+
+def at_least(least: float) -> Callable[[str], float]:
+    """For argparse: a number no smaller than that, whole where ``least`` is."""
+
+    def number(text: str) -> float:
+        value = type(least)(text)
+        if not value >= least:
+            raise argparse.ArgumentTypeError(f"{text}: give at least {least}")
+        return value
+
+    return number
 
 
 def run_benchmark(main: Coroutine[Any, Any, Report], options: argparse.Namespace) -> None:

@@ -24,6 +24,13 @@ RedisError = rex.RedisError
 BLOCK_S = 5.0
 READ_TIMEOUT_S = 15.0
 
+OPTIONS: dict[str, Any] = {
+    "socket_timeout": READ_TIMEOUT_S,
+    "socket_connect_timeout": 5.0,
+    # Names in Redis may be any bytes: what we read with surrogates, we can name again.
+    "encoding_errors": "surrogateescape",
+}
+
 
 def connect(url: str) -> RedisClient:
     """A client with a pool of connections; nothing is sent yet.
@@ -32,10 +39,7 @@ def connect(url: str) -> RedisClient:
         RedisUnavailableError: the address cannot be read.
     """
     try:
-        # Names in Redis may be any bytes: what we read with surrogates, we can name again.
-        return Redis.from_url(
-            url, socket_timeout=READ_TIMEOUT_S, socket_connect_timeout=5.0, encoding_errors="surrogateescape"
-        )
+        return Redis.from_url(url, **OPTIONS)
     except ValueError as e:
         raise RedisUnavailableError(f"TOKENYARD_REDIS_URL is not an address: {e}") from None
 

@@ -10,6 +10,7 @@ The keys of one pool share a hash tag, so that a pool lives on one shard of a Re
 ``ty:{pool}:batch:ID``                 result TTL, from the end of its last job
 ``ty:{pool}:results:BATCH``            result TTL, from the end of its last job
 ``ty:{pool}:ended:BATCH``              result TTL, from the end of its last job
+``ty:{pool}:batches``                  for ever; a member goes when it is among the oldest and its batch expired
 ``ty:{pool}:device:WORKER``            the worker's lifetime; holds just the jobs bound to it
 ``ty:{pool}:control:WORKER``           a minute after the last order
 ``ty:{pool}:worker:WORKER``            heartbeat TTL
@@ -62,6 +63,11 @@ class PoolKeys:
     def results(self, batch_id: str) -> str:
         """Stream of the batch's ended jobs, each exactly once, in the order in which they ended."""
         return f"{self.prefix}results:{batch_id}"
+
+    @property
+    def batches(self) -> str:
+        """Sorted set of batch ids by the time they were created (seconds, Redis' clock)."""
+        return f"{self.prefix}batches"
 
     def ended(self, batch_id: str) -> str:
         """Hash of the batch's ended jobs: the job's id without the batch -> entry of the result stream."""

@@ -86,7 +86,7 @@ class _Leadership:
         position = await self._store.last_event()
         self._since = await self._store.clock()
         await self._look_at_workers()
-        positions = {level: await self._read_predecessors(level) for level in LEVELS}
+        positions = {level: await self._read_first(level) for level in LEVELS}
         await run_together(
             self._renew_lease(),
             self._follow_events(position),
@@ -104,9 +104,14 @@ class _Leadership:
 
     # What waits
 
-    async def _read_predecessors(self, level: str) -> str:
-        """Take up what was read before this term and not dispatched; returns where to read on."""
+    async def _read_first(self, level: str) -> str:
+        """Take up what was read before this term and not dispatched, and the first of what is new.
+
+        Only then the term's decisions begin: with each level's jobs before them. Returns where to read on.
+        """
         jobs = await self._store.read_pending(level, _READ_JOBS)
+        if (room := self._settings.window_jobs - len(jobs)) > 0:
+            jobs += await self._store.read_requests(level, min(room, _READ_JOBS))
         for start in range(0, len(jobs), _READ_JOBS):
             await self._take_up(jobs[start : start + _READ_JOBS])
         return jobs[-1].entry_id if jobs else "0"

@@ -16,6 +16,7 @@ from redis.asyncio import Redis
 from broker.client import Client, new_batch_id
 from broker.cluster import Heartbeat
 from broker.concurrency import cancel_all
+from broker.connection import OPTIONS
 from broker.jobs import Priority, Result
 from broker.keys import PoolKeys
 from broker.openai_batch import RequestLine
@@ -105,7 +106,7 @@ class CuttableRedis(Redis):
 
 def cuttable(url: str) -> CuttableRedis:
     """As ``broker.connection.connect``, but cuttable."""
-    return CuttableRedis.from_url(url, socket_timeout=15.0, socket_connect_timeout=5.0)
+    return CuttableRedis.from_url(url, **OPTIONS)
 
 
 class ManualEngine:
@@ -138,9 +139,8 @@ class ManualEngine:
 
     def finish(self, count: int | None = None, status_code: int = 200) -> None:
         """End the oldest ``count`` requests, or all."""
-        for future in list(self.running.values())[:count]:
-            if not future.done():
-                future.set_result(EngineResponse(status_code, b'{"object": "made up"}', 10, 5))
+        for future in [f for f in self.running.values() if not f.done()][:count]:
+            future.set_result(EngineResponse(status_code, b'{"object": "made up"}', 10, 5))
 
     def die(self) -> None:
         """Fail everything that runs, as an engine whose process died."""
@@ -169,9 +169,15 @@ class RunningWorker:
     redis: CuttableRedis
     task: asyncio.Task[None]
 
-    async def stop(self) -> None:
-        """Drain it, and wait until it has left."""
+    async def stop(self, *, at_once: bool = False) -> None:
+        """Drain it (``at_once``: hand back what runs, too), and wait until it has left."""
         self.worker.stop("the test")
+        if at_once:
+            self.worker.stop("the test")
+        await self.left()
+
+    async def left(self) -> None:
+        """Wait until it has left."""
         async with asyncio.timeout(PATIENCE_S):
             await self.task
 
@@ -206,6 +212,7 @@ class Cluster:
         values: dict[str, Any] = {"pool": pool, "heartbeat_interval_s": 0.1} | settings
         self.settings = Settings(**values)
         self.model = f"model-{pool}"
+        self.batch = f"batch-{pool}"
         self.keys = PoolKeys(pool)
         self.redis = cuttable(url)
         self.client = Client(self.redis, self.settings.result_ttl_s)
@@ -219,11 +226,11 @@ class Cluster:
         for connection in self._connections:
             await connection.aclose()
 
-    def schedule(self, owner: str = "first", **settings: Any) -> RunningScheduler:
-        """Start a scheduler host."""
+    def schedule(self, owner: str = "first", *, pools: Sequence[str] = (), **settings: Any) -> RunningScheduler:
+        """Start a scheduler host of this pool, or of those."""
         connection = self._connect()
         mine = self.settings.model_copy(update=settings)
-        host = SchedulerHost(connection, mine, owner=owner, pools=[mine.pool])
+        host = SchedulerHost(connection, mine, owner=owner, pools=pools or [mine.pool])
         return RunningScheduler(connection, self._run(host.run()))
 
     async def leading(self, owner: str) -> None:
@@ -274,6 +281,10 @@ class Cluster:
     async def register_model(self) -> None:
         """Make the pool known, as its first worker does."""
         await self.client.registry.add_pool(self.settings.pool, [self.model])
+
+    async def write(self, key: str, **fields: str | int) -> None:
+        """Write fields of a hash, as anybody may by hand."""
+        await self.redis.execute_command("HSET", key, *(part for pair in fields.items() for part in pair))
 
     async def collect(self, batch: str, timeout: float = PATIENCE_S) -> list[Result]:
         """All results of a batch, once it is complete."""

@@ -99,7 +99,7 @@ async def test_submitting_again_runs_nothing_twice(cluster: Cluster, tmp_path: P
     await all_run(engine, 3)
     again = await tokenyard(cluster.url, "submit", source, "--batch", batch)
     assert (again.code, again.out) == (0, f"{batch}\n")
-    assert "0 jobs queued, 3 were there already" in again.err
+    assert "0 jobs queued, 3 known already" in again.err
     engine.finish()
     await ended(cluster, batch, 3)
     assert len(engine.started) == 3
@@ -243,8 +243,8 @@ async def test_what_is_there_and_later_the_rest(cluster: Cluster, out: Path) -> 
     engine.finish()
     rest = await collecting.end()
     assert rest.code == 0
-    assert "1 responses written" in rest.err
-    assert f"1 requests have no response; the reasons are in {errors_path_of(out)}" in rest.err
+    assert "1 response written" in rest.err
+    assert f"1 request without a response; the reasons are in {errors_path_of(out)}" in rest.err
     assert "more are to come" not in rest.err
     written = ids_in(out) + ids_in(errors_path_of(out))
     assert sorted(map(str, written)) == ["r0", "r1", "r2", "r3"]

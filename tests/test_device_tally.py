@@ -168,6 +168,24 @@ def test_the_same_heartbeat_again_changes_nothing() -> None:
     assert once.summaries() == often.summaries()
 
 
+def test_a_clock_that_is_set_back_costs_one_interval() -> None:
+    tally = DeviceTally()
+    run(tally, "fast", [100] * 40)
+    for step in range(41):
+        tally.observe(1020.5 + step / 2, "fast", beat(500 + step / 2, 2050 + 50 * step))
+    assert of(tally, "fast").best_tokens_per_s == pytest.approx(100)
+    assert tally.share_of_ideal() == pytest.approx(1.0)
+    job(tally, "fast", 1040.5)
+    assert of(tally, "fast").busy_share == pytest.approx(40 / 40.5)
+
+
+def test_no_work_without_time() -> None:
+    tally = DeviceTally()
+    run(tally, "fast", [100] * 40)
+    tally.observe(1020.1, "fast", beat(1020, 999_999))
+    assert of(tally, "fast").best_tokens_per_s == pytest.approx(100)
+
+
 def test_a_device_that_never_worked_is_left_out() -> None:
     tally = DeviceTally()
     run(tally, "fast", [100] * 40)

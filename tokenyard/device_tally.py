@@ -135,10 +135,10 @@ class _Device:
 
     def observe(self, beat: Heartbeat, at: float) -> None:
         before, elapsed = self._beat, at - self._at
-        if before is not None and elapsed <= 0:
+        if before is not None and elapsed == 0:
             return
         self._beat, self._at = beat, at
-        if before is None:
+        if before is None or elapsed < 0:  # Redis' clock was set back: from here on as if first seen
             self._total = _total(beat)
             return
         self._rejoined = self._rejoined or beat.incarnation != before.incarnation

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from broker.openai_batch import LineError, RequestLine, failure_line
 from tokenyard.line_file import LineFile
+from tokenyard.views.text import counted
 
 _SHOWN = 10
 _TELL_EVERY_S = 5.0
@@ -70,4 +71,4 @@ class RefusedLines:
         if self.count:
             where = f"; all are in {self._file.path}" if self._file else ""
             more = f", the first {_SHOWN} are above" if self.count > _SHOWN else ""
-            self._say(f"{self.count:,} lines cannot run{more}{where}")
+            self._say(f"{counted(self.count, 'line')} cannot run{more}{where}")

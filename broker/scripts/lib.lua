@@ -96,6 +96,15 @@ local function write_tally(tally)
   end
 end
 
+-- A batch that is new enters the list of batches; the oldest ones leave it where they have expired.
+local function list_batch(prefix, batch, at)
+  if redis.call('HSETNX', prefix .. 'batch:' .. batch, 'created', at) == 0 then return end
+  redis.call('ZADD', prefix .. 'batches', at, batch)
+  for _, old in ipairs(redis.call('ZRANGE', prefix .. 'batches', 0, 9)) do
+    if redis.call('EXISTS', prefix .. 'batch:' .. old) == 0 then redis.call('ZREM', prefix .. 'batches', old) end
+  end
+end
+
 local function announce(prefix, ...)
   redis.call('XADD', prefix .. 'events', 'MAXLEN', '~', 10000, '*', ...)
 end

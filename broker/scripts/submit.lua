@@ -20,7 +20,7 @@ for _, j in ipairs(cmsgpack.unpack(ARGV[4])) do
       'max_tokens', max_tokens)
   end
 end
-redis.call('HSETNX', batch_key, 'created', at)
+list_batch(prefix, batch, at)
 redis.call('HSETNX', batch_key, 'state', 'open')
 if new > 0 then
   redis.call('HINCRBY', batch_key, 'total', new)

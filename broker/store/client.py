@@ -107,6 +107,7 @@ class ClientStore:
     async def forget(self, batch_id: str) -> None:
         """Delete the batch's results now instead of after their time to live."""
         await self._redis.delete(*(name(batch_id) for name in (self.keys.batch, self.keys.results, self.keys.ended)))
+        await self._redis.zrem(self.keys.batches, batch_id)
 
 
 def _result(entry: bytes, fields: dict[bytes, bytes]) -> Result:

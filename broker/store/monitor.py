@@ -43,10 +43,12 @@ class MonitorStore:
 
     async def batches(self, limit: int = 50) -> list[str]:
         """Ids of batches that are stored, newest first, at most ``limit``."""
-        pattern = self.keys.batch("*")
-        prefix = len(self.keys.batch(""))
-        found = [name.decode()[prefix:] async for name in self._redis.scan_iter(match=_literal(pattern), count=1000)]
-        return sorted(found, reverse=True)[:limit]
+        ids = [name.decode() for name in await self._redis.zrevrange(self.keys.batches, 0, limit - 1)]
+        pipe = self._redis.pipeline(transaction=False)
+        for batch_id in ids:
+            pipe.exists(self.keys.batch(batch_id))
+        there = await pipe.execute() if ids else []
+        return [batch_id for batch_id, exists in zip(ids, there, strict=True) if exists]
 
     async def lease_owner(self) -> str | None:
         """Who schedules this pool now."""
@@ -80,8 +82,3 @@ def _hash(answer: Any) -> dict[bytes, bytes]:
     if not str(answer).startswith("WRONGTYPE"):
         raise answer
     return {}
-
-
-def _literal(pattern: str) -> str:
-    """The pool's braces are plain characters in a SCAN pattern; its dots and dashes are, too."""
-    return pattern.replace("[", "\\[").replace("]", "\\]").replace("?", "\\?")

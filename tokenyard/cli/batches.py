@@ -24,6 +24,7 @@ from tokenyard.cluster_snapshot import devices_of
 from tokenyard.collecting import collect, write_results
 from tokenyard.refused_lines import RefusedLines
 from tokenyard.views.progress import BatchProgress, ProgressView
+from tokenyard.views.text import counted
 
 _LOOK_S = 0.5
 #: Results read in one call.
@@ -88,8 +89,8 @@ async def _submit(
 
 
 def _tell(report: Submitted, refused: int, batch_id: str, as_json: bool) -> None:
-    known = f", {report.known:,} were there already" if report.known else ""
-    _say(f"{report.accepted:,} jobs queued{known}; `tokenyard follow {batch_id}` shows how far they are")
+    known = f", {report.known:,} known already" if report.known else ""
+    _say(f"{counted(report.accepted, 'job')} queued{known}; `tokenyard follow {batch_id}` shows how far they are")
     if as_json:
         fields = {"batch": batch_id, "accepted": report.accepted, "known": report.known, "refused": refused}
         typer.echo(orjson.dumps(fields))
@@ -179,10 +180,10 @@ async def _collect_there(client: Client, batch: str, files: BatchOutput) -> None
 
 
 def _say_collected(files: BatchOutput, before: int, output: Path, errors: Path) -> None:
-    already = f" ({before:,} results were there already)" if before else ""
-    _say(f"{files.written:,} responses written to {output}{already}")
+    already = f" ({counted(before, 'result')} there before)" if before else ""
+    _say(f"{counted(files.written, 'response')} written to {output}{already}")
     if files.failed:
-        _say(f"{files.failed:,} requests have no response; the reasons are in {errors}")
+        _say(f"{counted(files.failed, 'request')} without a response; the reasons are in {errors}")
 
 
 def cancel(batch: BatchId, redis_url: RedisUrl = None) -> None:

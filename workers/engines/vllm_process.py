@@ -17,13 +17,17 @@ from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
+from pydantic import ValidationError
+
 from workers.engines.base import EngineStartError
 from workers.engines.vllm_options import VllmOptions
 
 _ERROR_LINE = re.compile(r"\b[A-Za-z_][\w.]*(?:Error|Exception): (?P<message>\S.*)")
 # What vLLM's outer processes say about the failure of an inner one: never the cause.
 _WRAPPERS = ("Engine core initialization failed", "WorkerProc initialization failed")
-_ENGINE_PREFIX = re.compile(r"^\((?:EngineCore|Worker|VllmWorker|Process)[^)]*\)")
+_ENGINE_PREFIX = re.compile(r"^\((?:EngineCore|Worker|VllmWorker)[^)]*\)")
+# What Python's multiprocessing prints over the traceback of a process that died.
+_DEATH_NOTICE = re.compile(r"^Process \S+:$")
 _MESSAGE_CHARS = 400
 
 
@@ -95,10 +99,9 @@ def pin_to_cores(cores: Iterable[int]) -> None:
 
 def one_line(error: BaseException) -> str:
     """Return what an exception says, on one line and without pydantic's trimmings."""
-    details = getattr(error, "errors", None)
-    if callable(details):
-        with suppress(Exception):
-            return _shorten("; ".join(str(detail["msg"]) for detail in details()))  # type: ignore[reportGeneralTypeIssues]
+    if isinstance(error, ValidationError):
+        said = (": ".join([*map(str, detail["loc"][-1:]), detail["msg"]]) for detail in error.errors())
+        return _shorten("; ".join(dict.fromkeys(said)))
     return _shorten(str(error) or type(error).__name__)
 
 
@@ -115,7 +118,7 @@ def root_cause(lines: Iterable[str]) -> str | None:
 
 
 def _shorten(text: str) -> str:
-    text = " ".join(text.split()).removeprefix("Value error, ")
+    text = " ".join(text.split()).replace("Value error, ", "")
     return text if len(text) <= _MESSAGE_CHARS else text[: _MESSAGE_CHARS - 3] + "..."
 
 
@@ -128,7 +131,10 @@ class StderrRelay:
 
     def __init__(self) -> None:
         self.lines: deque[str] = deque(maxlen=1000)
-        self._held: list[bytes] | None = []
+        # Who asks for more of vLLM's log than warnings wants to see it all, at once.
+        quiet = os.environ.get("VLLM_LOGGING_LEVEL", "") in ("WARNING", "ERROR")
+        self._held: list[bytes] | None = [] if quiet else None
+        self._died = False
         self._lock = threading.Lock()
         self._real = -1
         self._pump: threading.Thread | None = None
@@ -155,7 +161,8 @@ class StderrRelay:
                 text = line.decode(errors="replace").rstrip()
                 with self._lock:
                     self.lines.append(text)
-                    if self._held is not None and _ENGINE_PREFIX.match(text):
+                    self._died = self._died or bool(_DEATH_NOTICE.match(text))
+                    if self._held is not None and (self._died or _ENGINE_PREFIX.match(text)):
                         self._held.append(line)
                         continue
                 with suppress(OSError):
