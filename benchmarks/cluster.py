@@ -37,6 +37,11 @@ class Process(ChildProcess):
         assert self._process is not None, "start() comes first"
         return self._process.pid
 
+    @property
+    def ended(self) -> bool:
+        """Whether it has ended."""
+        return self._process is not None and self._process.returncode is not None
+
 
 class BenchCluster:
     """The processes of one cluster; see ``bench_cluster``."""
@@ -85,8 +90,8 @@ class BenchCluster:
             BenchmarkError: one ended.
         """
         for child in self._children():
-            if child.exit_code is not None:
-                raise BenchmarkError(f"{child.name} ended with status {child.exit_code}: {child.last_error()}")
+            if child.ended:
+                raise BenchmarkError(f"{child.name} ended: {child.how_it_ended()}")
 
     def cpu_seconds(self) -> dict[str, float]:
         """CPU time used so far, by role: client (this process), server, scheduler, workers (with their children)."""

@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 from broker.concurrency import Pacer, cancel_all
-from broker.connection import RedisClient, connected
+from broker.connection import BLOCK_S, RedisClient, connected
 from broker.errors import UnknownBatchError
 from broker.jobs import BatchCounts, Priority, Result, Submission, job_id
 from broker.openai_batch import LineError, RequestLine
@@ -21,6 +21,8 @@ _CHUNK_JOBS = 250
 _CHUNK_BYTES = 2 * 2**20
 #: Results read in one call.
 _READ_RESULTS = 500
+#: Whether a batch was sealed meanwhile is looked at this often (seconds).
+_SEAL_LOOK_S = 0.25
 
 
 def new_batch_id() -> str:
@@ -195,12 +197,14 @@ async def _results_of_pool(store: ClientStore, batch_id: str) -> AsyncGenerator[
     pacer = Pacer()
     while True:
         await pacer.pause()
-        chunk = await store.results(batch_id, after, limit=_READ_RESULTS, block=False)
+        chunk = await store.results(batch_id, after, limit=_READ_RESULTS, block=0)
         if not chunk:
-            complete = (await store.counts(batch_id)).complete
+            counts = await store.counts(batch_id)
             # A result may have come between the two looks; without it, wait only while the batch is not complete.
-            chunk = await store.results(batch_id, after, limit=_READ_RESULTS, block=not complete)
-            if complete and not chunk:
+            # Its last result wakes us, the seal does not.
+            wait_s = 0 if counts.complete else BLOCK_S if counts.sealed else _SEAL_LOOK_S
+            chunk = await store.results(batch_id, after, limit=_READ_RESULTS, block=wait_s)
+            if counts.complete and not chunk:
                 return
         if chunk:
             after = chunk[-1].cursor

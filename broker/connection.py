@@ -87,7 +87,7 @@ async def connected(url: str) -> AsyncGenerator[RedisClient]:
     try:
         await client.ping()
         yield client
-    except (rex.RedisError, OSError) as e:
+    except rex.RedisError as e:  # an OSError is not of Redis: redis-py turns those of its own into its ConnectionError
         raise translate(e, where) from e
     finally:
         await client.aclose()

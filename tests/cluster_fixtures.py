@@ -77,6 +77,8 @@ class CuttableRedis(Redis):
     """A connection that the test cuts: as a process sees it that was stopped, killed, or lost its network."""
 
     is_cut = False
+    #: Asked about each command and its answer; the first answer for which it says yes gets lost on its way.
+    lose: Callable[[tuple[Any, ...], Any], bool] | None = None
 
     async def cut(self, *, closed: bool = True) -> None:
         """From now on nothing gets through. ``closed``: the server sees the connections end, too."""
@@ -93,6 +95,9 @@ class CuttableRedis(Redis):
         self._refuse_if_cut()
         answer = await super().execute_command(*args, **options)
         self._refuse_if_cut()
+        if self.lose is not None and self.lose(args, answer):
+            self.lose = None
+            raise rex.ConnectionError("the answer was lost by the test")
         return answer
 
     def pipeline(self, transaction: bool = True, shard_hint: str | None = None) -> Any:

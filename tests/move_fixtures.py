@@ -71,7 +71,7 @@ class Desk:
         return [custom_id.decode() for custom_id in found]
 
     async def results(self, batch: str = "b") -> list[Result]:
-        return await self.client.results(batch, "0", limit=1000, block=False)
+        return await self.client.results(batch, "0", limit=1000, block=0)
 
     async def depth(self, worker: str = "w") -> int:
         return await self.redis.xlen(self.keys.device(worker))

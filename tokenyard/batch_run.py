@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain
@@ -11,25 +11,27 @@ from pathlib import Path
 
 from broker.client import Client, connect_client, new_batch_id
 from broker.cluster import Heartbeat
-from broker.concurrency import cancel_all
+from broker.concurrency import cancel_all, run_together
+from broker.connection import keep_trying
 from broker.errors import InputFileError, UnknownBatchError
 from broker.jobs import Result
-from broker.openai_batch import LineError, RequestLine, failure_line
+from broker.openai_batch import LineError, RequestLine, failure_line, line_error, shown
 from broker.settings import Settings
 from broker.store.monitor import MonitorStore
-from tokenyard.batch_files import BatchOutput, read_requests
-from tokenyard.collecting import collect
+from tokenyard.batch_files import BatchOutput
+from tokenyard.collecting import write_results
 from tokenyard.device_tally import DeviceTally
 from tokenyard.local_cluster import LocalCluster, WorkerSpec
+from tokenyard.refused_lines import RefusedLines
 from tokenyard.sidecar import remove_sidecar, sidecar_batch_id, write_sidecar
 from tokenyard.views.progress import BatchProgress, ProgressView
 
 #: Heartbeats are looked at this often (seconds).
 _LOOK_S = 0.5
-#: Bad lines shown one by one; the rest are counted.
-_SHOWN_ERRORS = 5
-#: After a stop, results that workers had handed in are waited for this long (seconds).
-_LAST_RESULTS_S = 3.0
+#: After a stop, results that workers had handed in are waited for this long at most (seconds).
+_LAST_RESULTS_S = 30.0
+#: After a stop, the rest of the batch is taken out of the queue; this long is waited for that (seconds).
+_WITHDRAW_S = 3.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,21 +54,31 @@ class RunOptions:
 
 
 class BatchRun:
-    """Runs one batch file. Two signals: ``stop`` drains, a second one hands back what runs, too."""
+    """Runs one batch file. Two signals: ``stop`` drains, a second one hands back what runs, too.
+
+    Attributes:
+        tally: what each device did.
+        skipped: requests that were finished before.
+        stopped: whether ``stop`` came before the end.
+        more: whether it came while the file was read: ``left`` counts the requests read so far.
+    """
 
     def __init__(self, options: RunOptions, settings: Settings, output: BatchOutput, view: ProgressView) -> None:
         self._options = options
         self._settings = settings
         self._output = output
         self._view = view
+        self._refused = RefusedLines(None, view.note)  # it counts and tells; ``output`` holds the error file
         self._stopping = asyncio.Event()
+        self._submitted = asyncio.Event()
         self._cluster: LocalCluster | None = None
         self._progress = BatchProgress(total=0, done=0, failed=0, prompt_tokens=0, output_tokens=0)
+        self._results_read = 0
         self._beats: dict[str, Heartbeat | None] = {}
         self.tally = DeviceTally()
         self.skipped = 0
-        self.refused = 0
-        self.left = 0
+        self.stopped = False
+        self.more = False
 
     @property
     def answered(self) -> int:
@@ -78,61 +90,66 @@ class BatchRun:
         """Requests that ended without one in this run."""
         return self._progress.failed
 
+    @property
+    def refused(self) -> int:
+        """Lines that cannot run."""
+        return self._refused.count
+
+    @property
+    def left(self) -> int:
+        """Requests that have no result."""
+        return self._progress.total - self._progress.ended
+
     def stop(self) -> None:
         """Drain; again: stop at once."""
         if self._stopping.is_set() and self._cluster is not None:
             self._cluster.stop_now()
         self._stopping.set()
 
-    async def run(self) -> None:
-        """Run what is not finished yet. Afterwards ``left`` says how many are, because of ``stop``.
+    async def run(self, lines: Iterable[RequestLine | LineError]) -> None:
+        """Run what is not finished yet. Afterwards ``stopped`` says whether ``stop`` cut it short.
 
         Raises:
             InputFileError: no line of the file can run.
             ClusterFailedError: no worker is left.
         """
-        pending = self._pending()
-        first = next(pending, None)
+        requests = self._refused.without(self._unfinished(lines))
+        first = next(requests, None)
         if first is None:
             if self.refused and not self.skipped:
                 raise InputFileError(f"{self._options.source}: no line can run; the reasons are above")
             return
-        requests = chain([first], pending)
         async with (
             LocalCluster(self._settings, self._options.model, self._options.workers, self._view.note) as self._cluster,
             connect_client(self._cluster.redis_url, self._settings.result_ttl_s) as client,
         ):
             await client.registry.add_pool(self._settings.pool, self._options.names)
             await self._cluster.start()
-            await self._run_batch(client, self._cluster, requests)
+            await self._run_batch(client, self._cluster, chain([first], requests))
 
-    def _pending(self) -> Iterator[RequestLine]:
-        """Requests that have no result yet; lines that cannot run go to the error file."""
-        source = self._options.source
-        served = ", ".join(self._options.names)
-        for item in read_requests(source, max_line_bytes=self._settings.max_request_bytes):
-            if isinstance(item, LineError):
-                self._refuse(item)
-            elif item.custom_id in self._output.finished:
+    def _unfinished(self, lines: Iterable[RequestLine | LineError]) -> Iterator[RequestLine | LineError]:
+        """Lines that have no result yet; those that cannot run go to the error file."""
+        for line in lines:
+            if isinstance(line, RequestLine) and line.custom_id in self._output.finished:
                 self.skipped += 1
-            elif item.model not in self._options.names:
-                message = f"{source}:{item.line}: no worker serves model {item.model!r}; this run serves {served}"
-                self._refuse(LineError(item.line, item.custom_id, "model_not_found", message))
-            else:
-                yield item
+                continue
+            line = self._checked(line)
+            if isinstance(line, LineError):
+                failure = failure_line(job_id=None, custom_id=line.custom_id, code=line.code, message=line.message)
+                self._output.write([], [failure])
+            yield line
 
-    def _refuse(self, error: LineError) -> None:
-        self.refused += 1
-        if self.refused <= _SHOWN_ERRORS:
-            self._view.note(error.message)
-        elif self.refused == _SHOWN_ERRORS + 1:
-            self._view.note("more lines cannot run; all of them are in the error file")
-        line = failure_line(job_id=None, custom_id=error.custom_id, code=error.code, message=error.message)
-        self._output.write([], [line])
+    def _checked(self, line: RequestLine | LineError) -> RequestLine | LineError:
+        if isinstance(line, LineError) or line.model in self._options.names:
+            return line
+        problem = f"no worker serves model {shown(line.model)}; this run serves {', '.join(self._options.names)}"
+        source = str(self._options.source)
+        return line_error("model_not_found", problem, line=line.line, source=source, custom_id=line.custom_id)
 
     async def _run_batch(self, client: Client, cluster: LocalCluster, requests: Iterator[RequestLine]) -> None:
         batch_id = await self._batch_id(client)
-        look = asyncio.ensure_future(self._look(MonitorStore(client.redis, self._settings.pool)))
+        store = MonitorStore(client.redis, self._settings.pool)
+        look = asyncio.ensure_future(keep_trying(lambda: self._look(store, cluster), lambda _problem: None))
         watch = asyncio.ensure_future(cluster.watch())
         stop = asyncio.ensure_future(self._stopping.wait())
         work = asyncio.ensure_future(self._submit_and_collect(client, batch_id, requests))
@@ -142,35 +159,57 @@ class BatchRun:
                 if task.done():
                     task.result()
             if not work.done():
+                self.stopped = True
                 await cancel_all([watch])
-                await self._drain(client, cluster, batch_id)
+                await self._drain(client, cluster, batch_id, work)
         finally:
             await cancel_all([look, watch, stop, work])
+        self._show()
+        if self.stopped:
+            await self._withdraw(client, batch_id)
         remove_sidecar(self._options.output)
-        with suppress(UnknownBatchError):
-            if (await client.counts(batch_id)).complete:
-                await client.forget(batch_id)
+        await self._forget(client, batch_id)
 
     async def _batch_id(self, client: Client) -> str:
         """Go on with the batch of a run that was killed, where Redis still has it."""
         batch_id = sidecar_batch_id(self._options.output)
-        if batch_id is not None:
-            with suppress(UnknownBatchError):
-                if (await client.counts(batch_id)).state == "open":
-                    self._view.note(f"going on with batch {batch_id}")
-                    return batch_id
+        if batch_id is not None and await self._can_go_on(client, batch_id):
+            self._view.note(f"going on with batch {batch_id}")
+            return batch_id
         batch_id = new_batch_id()
         write_sidecar(self._options.output, batch_id)
         return batch_id
 
-    async def _submit_and_collect(self, client: Client, batch_id: str, requests: Iterator[RequestLine]) -> None:
-        await client.submit(_counted(requests, self._grow), batch_id, source=str(self._options.source))
-        await client.seal(batch_id)
-        await collect(client, batch_id, self._output, self._count)
+    async def _can_go_on(self, client: Client, batch_id: str) -> bool:
+        """Whether Redis has the batch, and in our pool alone: what waits in another's may wait for ever."""
+        if await client.pools_of(batch_id) != [self._settings.pool]:
+            return False
+        return (await client.counts(batch_id)).state == "open"
 
-    def _grow(self) -> None:
-        p = self._progress
-        self._progress = BatchProgress(p.total + 1, p.done, p.failed, p.prompt_tokens, p.output_tokens)
+    async def _submit_and_collect(self, client: Client, batch_id: str, requests: Iterator[RequestLine]) -> None:
+        await client.submit(self._until_stopped(requests), batch_id, source=str(self._options.source))
+        await client.seal(batch_id)
+        self._submitted.set()
+        await keep_trying(lambda: self._collect(client, batch_id), self._view.note)
+
+    def _until_stopped(self, requests: Iterator[RequestLine]) -> Iterator[RequestLine]:
+        """Count the requests; after a stop the rest of the file is left alone."""
+        for request in requests:
+            p = self._progress
+            self._progress = BatchProgress(p.total + 1, p.done, p.failed, p.prompt_tokens, p.output_tokens)
+            yield request
+            if self._stopping.is_set():
+                self.more = True
+                return
+
+    async def _collect(self, client: Client, batch_id: str) -> None:
+        """Write results as they come. After an outage, and after a killed run, it begins with some that are written."""
+        self._results_read = 0
+        async for chunk in client.results(batch_id):
+            new = [result for result in chunk if result.custom_id not in self._output.finished]
+            write_results(self._output, new)
+            self._count(new)
+            self._results_read += len(chunk)
 
     def _count(self, results: list[Result]) -> None:
         now = asyncio.get_running_loop().time()
@@ -192,35 +231,47 @@ class BatchRun:
             p.total, p.done + done, p.failed + failed, p.prompt_tokens + prompt_tokens, p.output_tokens + output_tokens
         )
 
-    async def _look(self, store: MonitorStore) -> None:
+    async def _look(self, store: MonitorStore, cluster: LocalCluster) -> None:
         while True:
             now = asyncio.get_running_loop().time()
             self._beats = await store.heartbeats()
             for name, beat in self._beats.items():
                 if beat is not None:
                     self.tally.observe(now, name, beat)
-            self._view.update(self._progress, self._beats, now)
+            cluster.have_started(name for name, beat in self._beats.items() if beat and beat.state != "starting")
+            self._show()
             await asyncio.sleep(_LOOK_S)
 
-    async def _drain(self, client: Client, cluster: LocalCluster, batch_id: str) -> None:
-        """Finish what runs, keep its results, and take the rest out of the queue: the input file still has it."""
+    def _show(self) -> None:
+        """Show the progress, once it is known how much there is to do."""
+        if self._submitted.is_set():
+            self._view.update(self._progress, self._beats, asyncio.get_running_loop().time())
+
+    async def _drain(self, client: Client, cluster: LocalCluster, batch_id: str, work: asyncio.Task[None]) -> None:
+        """Finish what runs, and keep its results."""
         self._view.note("draining: running requests are finished; once more stops them")
         await cluster.drain()
-        ended = (await client.counts(batch_id)).ended
-        await _within(_LAST_RESULTS_S, lambda: _true(self._progress.ended >= ended))
-        self.left = self._progress.total - self._progress.ended
-        await client.cancel(batch_id)
+        await run_together(asyncio.wait([work]), self._submitted.wait())
+        if not work.done():
+            ended = (await client.counts(batch_id)).ended
+            await _within(_LAST_RESULTS_S, lambda: _true(work.done() or self._results_read >= ended))
+        if work.done():
+            work.result()
 
-        async def cancelled() -> bool:
-            return (await client.counts(batch_id)).complete
+    async def _withdraw(self, client: Client, batch_id: str) -> None:
+        """Take the rest out of the queue: the input file still has it. Nobody may read results by now."""
+        with suppress(UnknownBatchError):  # nothing was submitted
+            await client.cancel(batch_id)
 
-        await _within(_LAST_RESULTS_S, cancelled)
+            async def cancelled() -> bool:
+                return (await client.counts(batch_id)).complete
 
+            await _within(_WITHDRAW_S, cancelled)
 
-def _counted(requests: Iterator[RequestLine], count: Callable[[], None]) -> Iterator[RequestLine]:
-    for request in requests:
-        count()
-        yield request
+    async def _forget(self, client: Client, batch_id: str) -> None:
+        with suppress(UnknownBatchError):
+            if (await client.counts(batch_id)).complete:
+                await client.forget(batch_id)
 
 
 async def _true(value: bool) -> bool:

@@ -4,23 +4,30 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from tokenyard.embedded_server import GUARD
-
 #: A process that does not end within this long after SIGTERM is killed (seconds).
 _STOP_TIMEOUT_S = 20.0
 
+# Runs a program under its own process id and ends it when standard input ends without a word: that is when we died,
+# however we died. It is asked first. Then it is killed: the Redis that it would hand its jobs back to may have been
+# ours, too, and it would wait for that for ever.
+_GUARD = (
+    "exec 3<&0; (read -r _ <&3 || { kill -TERM $$; sleep 3; kill -KILL $$; }) >/dev/null 2>&1 &"
+    ' exec "$@" 3<&- </dev/null'
+)
+
 
 class ChildProcess:
-    """One ``tokenyard`` process. It does not see the terminal's Ctrl-C; when we die, however we die, it gets SIGTERM."""
+    """One ``tokenyard`` process. It does not see the terminal's Ctrl-C, and does not outlive us, however we die."""
 
     def __init__(self, name: str, arguments: Sequence[str], *, log_dir: Path, environment: Mapping[str, str]) -> None:
         self.name = name
         self.log_path = log_dir / f"{name}.log"
-        self._command = ["sh", "-c", GUARD, "sh", sys.executable, "-m", "tokenyard", *arguments]
+        self._command = ["sh", "-c", _GUARD, "sh", sys.executable, "-m", "tokenyard", *arguments]
         self._environment = {**os.environ, **environment}
         self._process: asyncio.subprocess.Process | None = None
 
@@ -36,13 +43,8 @@ class ChildProcess:
                 start_new_session=True,
             )
 
-    @property
-    def exit_code(self) -> int | None:
-        """How it ended; None while it runs."""
-        return self._process.returncode if self._process else None
-
     async def wait(self) -> int:
-        """Wait for its end."""
+        """Wait for its end; returns its exit code."""
         assert self._process is not None, "start() comes first"
         return await self._process.wait()
 
@@ -51,26 +53,35 @@ class ChildProcess:
         if self._process is not None and self._process.returncode is None:
             self._process.terminate()
 
-    async def stop(self) -> None:
-        """Make it end."""
+    async def stop(self, timeout_s: float = _STOP_TIMEOUT_S) -> None:
+        """Ask it to end, and after ``timeout_s`` seconds make it."""
         if self._process is None:
             return
         self.terminate()
         try:
-            async with asyncio.timeout(_STOP_TIMEOUT_S):
+            async with asyncio.timeout(timeout_s):
                 await self._process.wait()
         except TimeoutError:
             self._process.kill()
             await self._process.wait()
-        if self._process.stdin is not None:
-            self._process.stdin.close()
+        stdin = self._process.stdin
+        if stdin is not None and not stdin.is_closing():
+            # A word tells the guard that all is well: it must not signal a process id that may be another's by now.
+            stdin.write(b"ended\n")
+            stdin.close()
 
-    def last_error(self) -> str:
-        """The last line of its log that says something, for a message."""
+    def how_it_ended(self) -> str:
+        """Why, in its own words, and where it says more."""
+        return f"{self._reason()} (log: {self.log_path})"
+
+    def _reason(self) -> str:
+        code = self._process.returncode if self._process else None
+        if code is not None and code < 0:
+            return f"killed by {signal.Signals(-code).name}"
         try:
             text = self.log_path.read_bytes()[-8192:].decode("utf-8", "replace")
         except OSError:
-            return ""
+            text = ""
         lines = [line.strip() for line in text.splitlines() if line.strip()]
-        errors = [line for line in lines if line.startswith("error:")]
-        return (errors or lines or [""])[-1].removeprefix("error: ")
+        errors = [line for line in lines if line.lower().startswith("error:")]
+        return (errors or lines or [f"exit code {code}"])[-1].removeprefix("error: ").removeprefix("Error: ")

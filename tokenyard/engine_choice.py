@@ -82,12 +82,14 @@ def build_engine(choice: EngineChoice, report: Callable[[str], None]) -> Engine:
 def _vllm(choice: EngineChoice, report: Callable[[str], None]) -> Engine:
     from workers.engines.vllm import VllmEngine
     from workers.engines.vllm_options import VllmOptions
+    from workers.engines.vllm_process import check_model
 
     if choice.task not in ("generate", "embed"):
         raise UsageError(f"--task {choice.task}: give generate or embed")
     model = choice.model
     if model == "demo":
         model = str(prepare_demo_model(model_cache(), report))
+    check_model(model)  # before the worker joins its pool: a model that is not there is nobody's to serve
     return VllmEngine(
         VllmOptions(
             model=model,

@@ -5,18 +5,27 @@ from __future__ import annotations
 import asyncio
 import os
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from broker.concurrency import cancel_all, run_together
 from broker.errors import TokenyardError, UsageError
 from broker.settings import Settings
 from tokenyard.child_process import ChildProcess
 from tokenyard.embedded_server import EmbeddedServer
 
+#: A worker that has nothing to finish, or nobody to tell, is killed this long after SIGTERM (seconds).
+_SHORT_STOP_S = 3.0
+#: The embedded server is looked at this often (seconds).
+_LOOK_S = 1.0
+
 
 class ClusterFailedError(TokenyardError):
-    """No worker is left, or the scheduler ended."""
+    """No worker is left, or the scheduler or the server ended."""
+
+    def __init__(self, why: str) -> None:
+        super().__init__(f"{why}; once that is mended, the same command goes on with what is left")
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +76,9 @@ class LocalCluster:
         self._report = report
         self._server: EmbeddedServer | None = None
         self._scheduler: ChildProcess | None = None
-        self.workers: list[ChildProcess] = []
+        self._workers: list[ChildProcess] = []
+        self._have_started: set[str] = set()
+        self._hurry = asyncio.Event()
         self.redis_url = settings.redis_url.get_secret_value() if settings.redis_url else ""
 
     async def __aenter__(self) -> LocalCluster:
@@ -79,8 +90,10 @@ class LocalCluster:
         return self
 
     async def __aexit__(self, *_error: object) -> None:
-        children = [*self.workers, *([self._scheduler] if self._scheduler else [])]
-        await asyncio.gather(*(child.stop() for child in children))
+        ends = [self._stop(worker) for worker in self._workers]
+        if self._scheduler is not None:
+            ends.append(self._scheduler.stop())
+        await asyncio.gather(*ends)
         if self._server is not None:
             await self._server.stop()
 
@@ -91,6 +104,7 @@ class LocalCluster:
             "TOKENYARD_POOL": self._settings.pool,
             "TOKENYARD_POLICY": self._settings.policy,
             "NO_COLOR": "1",
+            "TYPER_USE_RICH": "0",  # what is wrong with an option on a line of its own, without a box around it
         }
         logs = self._log_dir()
         self._scheduler = ChildProcess(
@@ -101,42 +115,69 @@ class LocalCluster:
             arguments = ["worker", "--model", self._model, "--name", spec.name, *spec.options]
             child = ChildProcess(spec.name, arguments, log_dir=logs, environment=environment)
             await child.start()
-            self.workers.append(child)
+            self._workers.append(child)
         self._report(f"logs: {logs}/")
+
+    def have_started(self, workers: Iterable[str]) -> None:
+        """These workers have been ready: they may have jobs to finish."""
+        self._have_started.update(workers)
 
     async def watch(self) -> None:
         """Report workers that end; return never while one is left.
 
         Raises:
-            ClusterFailedError: the scheduler ended, or no worker is left.
+            ClusterFailedError: the scheduler or the embedded server ended, or no worker is left.
         """
         assert self._scheduler is not None, "start() comes first"
-        waits = {asyncio.ensure_future(child.wait()): child for child in [self._scheduler, *self.workers]}
-        left = len(self.workers)
+        await run_together(self._watch_scheduler(self._scheduler), self._watch_server(), self._watch_workers())
+
+    async def _watch_workers(self) -> None:
+        waits = {asyncio.ensure_future(worker.wait()): worker for worker in self._workers}
         try:
             while True:
                 ended, _ = await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
                 for task in ended:
-                    child = waits.pop(task)
-                    left -= child is not self._scheduler
-                    message = f"{child.name} ended: {child.last_error()} (log: {child.log_path})"
-                    if child is self._scheduler or left == 0:
+                    worker = waits.pop(task)
+                    message = f"worker {worker.name} ended: {worker.how_it_ended()}"
+                    if not waits:
                         raise ClusterFailedError(message)
-                    self._report(message)
+                    self._report(f"{message}; going on with {', '.join(w.name for w in waits.values())}")
         finally:
-            for task in waits:
-                task.cancel()
+            await cancel_all(list(waits))
+
+    async def _watch_scheduler(self, scheduler: ChildProcess) -> None:
+        await scheduler.wait()
+        raise ClusterFailedError(f"the scheduler ended: {scheduler.how_it_ended()}")
+
+    async def _watch_server(self) -> None:
+        if self._server is None:
+            await asyncio.Event().wait()  # somebody else's: whoever talks to it sees it go, and come back
+        else:
+            while self._server.pid is not None:  # noqa: ASYNC110  a process that asyncio did not start
+                await asyncio.sleep(_LOOK_S)
+            raise ClusterFailedError(f"the embedded server ended (log: {self._server.log_path})")
 
     async def drain(self) -> None:
         """Let the workers finish what runs and hand back the rest."""
-        for child in self.workers:
-            child.terminate()
-        await asyncio.gather(*(child.wait() for child in self.workers))
+        await asyncio.gather(*(self._drain(worker) for worker in self._workers))
 
     def stop_now(self) -> None:
         """The second word: running jobs are handed back, too."""
-        for child in self.workers:
-            child.terminate()
+        self._hurry.set()
+
+    async def _drain(self, worker: ChildProcess) -> None:
+        if worker.name in self._have_started:
+            worker.terminate()
+            await run_together(worker.wait(), self._hurry.wait())
+        await self._stop(worker)
+
+    async def _stop(self, worker: ChildProcess) -> None:
+        """Make it end. One that is still starting has nothing to finish, and may be deep in its imports."""
+        server_ended = self._server is not None and self._server.pid is None
+        if worker.name in self._have_started and not server_ended:
+            await worker.stop()
+        else:
+            await worker.stop(_SHORT_STOP_S)
 
     def _log_dir(self) -> Path:
         path = self._settings.state_dir / "logs"

@@ -113,6 +113,7 @@ class Membership:
             log.warning("%s; joining anew", why)
             if self._gone is not None:
                 await self._gone()
+            await self._registry.add_pool(self._settings.pool, self._models)  # the server may have lost its data
             await self._register(takeover=False)
 
     async def _register(self, *, takeover: bool) -> None:

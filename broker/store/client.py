@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import msgspec
 
 from broker import keys, scripts
-from broker.connection import BLOCK_S, RedisClient
+from broker.connection import RedisClient
 from broker.errors import UnknownBatchError, UsageError
 from broker.jobs import BatchCounts, Priority, Result, Submission
 
@@ -95,13 +95,13 @@ class ClientStore:
             {k: v for k, v in fields.items() if k in BatchCounts.__struct_fields__}, BatchCounts, strict=False
         )
 
-    async def results(self, batch_id: str, after: str, *, limit: int, block: bool) -> list[Result]:
+    async def results(self, batch_id: str, after: str, *, limit: int, block: float) -> list[Result]:
         """Ended jobs of the batch after cursor ``after`` ("0" for all), oldest first.
 
-        With ``block``, waits up to ``BLOCK_S`` seconds where there are none.
+        Where there are none, waits up to ``block`` seconds (0: not at all).
         """
         key = self.keys.results(batch_id)
-        found = await self._redis.xread({key: after}, count=limit, block=int(BLOCK_S * 1000) if block else None)
+        found = await self._redis.xread({key: after}, count=limit, block=int(block * 1000) or None)
         return [_result(entry, fields) for _, entries in found for entry, fields in entries]
 
     async def forget(self, batch_id: str) -> None:

@@ -7,18 +7,18 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 
 from broker.concurrency import on_stop_signals
 from broker.errors import UsageError
 from broker.settings import Settings
-from tokenyard.batch_files import BatchOutput, errors_path_of
+from tokenyard.batch_files import BatchOutput, errors_path_of, read_requests
 from tokenyard.batch_run import BatchRun, RunOptions
 from tokenyard.cli.runtime import PoolName, RedisUrl, err, run, settings_of
 from tokenyard.engine_choice import names_of
 from tokenyard.local_cluster import demo_workers, parse_worker, usable_cores
 from tokenyard.views.progress import ProgressView
 from tokenyard.views.summary import summary_line, summary_table
+from tokenyard.views.text import counted
 
 
 def add_to(app: typer.Typer) -> None:
@@ -72,11 +72,12 @@ async def _run(
         words = tuple(word for name in names for word in ("--served-name", name))
         specs = [type(spec)(spec.name, (*words, *spec.options)) for spec in specs]
     options = RunOptions(source, output, model, names, tuple(specs))
+    lines = read_requests(source, max_line_bytes=settings.max_request_bytes)
     with BatchOutput.open(output, errors, retry_failed=retry_failed) as files:
         with ProgressView(err) as view:
             batch = BatchRun(options, settings, files, view)
             on_stop_signals(lambda _name: batch.stop())
-            await batch.run()
+            await batch.run(lines)
         return _close(batch, options, errors or errors_path_of(output))
 
 
@@ -84,19 +85,21 @@ def _close(batch: BatchRun, options: RunOptions, errors: Path) -> int:
     """The closing table, and how it went as an exit code."""
     if batch.answered or batch.failed:
         err.print(summary_table(batch.tally))
-        err.print(summary_line(batch.tally), highlight=False)
+        _say(summary_line(batch.tally))
     if batch.skipped:
-        err.print(f"{batch.skipped} requests were finished before and not run again", highlight=False)
-    err.print(f"{batch.answered} responses written to {escape(str(options.output))}", highlight=False)
+        _say(f"finished before and not run again: {counted(batch.skipped, 'request')}")
+    _say(f"{counted(batch.answered, 'response')} written to {options.output}")
     if batch.failed or batch.refused:
-        err.print(
-            f"{batch.failed + batch.refused} requests have no response; the reasons are in {escape(str(errors))}",
-            highlight=False,
-        )
-    if batch.left:
-        err.print(f"[bold]stopped: {batch.left} requests are left; the same command goes on with them[/]")
+        _say(f"{counted(batch.failed + batch.refused, 'request')} without a response; the reasons are in {errors}")
+    if batch.stopped and batch.left:
+        more = " or more" if batch.more else ""
+        _say(f"stopped: {counted(batch.left, 'request')}{more} left; the same command goes on with the rest")
         return 130
     return 1 if not batch.answered and batch.failed else 0
+
+
+def _say(text: str) -> None:
+    err.print(text, markup=False, highlight=False)
 
 
 def _pool_of(name: str) -> str:

@@ -38,12 +38,12 @@ def fail(message: str, code: int) -> NoReturn:
 
 def run(main: Coroutine[Any, Any, int | None], settings: Settings) -> None:
     """Run a command's coroutine; its errors and its number leave as exit code, never as a traceback."""
-    where = address(settings.redis_url.get_secret_value()) if settings.redis_url else "the embedded server"
     try:
         code = asyncio.run(main)
     except TokenyardError as e:
         fail(str(e), e.exit_code)
     except RedisError as e:
+        where = address(settings.redis_url.get_secret_value()) if settings.redis_url else "the embedded server"
         error = translate(e, where)
         fail(str(error), error.exit_code)
     except KeyboardInterrupt:
@@ -70,7 +70,7 @@ def redis_url_of(settings: Settings) -> str:
     Raises:
         UsageError: none is set.
     """
-    if settings.redis_url is None:
+    if not settings.redis_url:
         raise UsageError("no Redis: set TOKENYARD_REDIS_URL or give --redis-url (`tokenyard run` brings its own)")
     return settings.redis_url.get_secret_value()
 

@@ -222,6 +222,8 @@ class VllmEngine:
             for child in multiprocessing.active_children():
                 child.kill()
             await asyncio.wait({self._building}, timeout=_CHILD_POLL_S)
+        if self._building is not None:
+            self._building.exception()  # looked at, or asyncio complains that nobody did
         self._endpoints = {}
         llm, self._llm = self._llm, None
         if llm is not None:
