@@ -49,15 +49,21 @@ async def cancel_all(tasks: Sequence[asyncio.Task[Any]]) -> None:
     """Cancel tasks and wait until each has ended.
 
     Cancels again where a task goes on: in Python 3.11 ``wait_for``, which redis-py uses, may swallow a cancellation.
+    Cancelled itself, it waits on all the same and ends as cancelled after that: nothing is left running.
     """
-    pending = {task for task in tasks if not task.done()}
-    while pending:
+    interrupted: asyncio.CancelledError | None = None
+    while pending := [task for task in tasks if not task.done()]:
         for task in pending:
             task.cancel()
-        _, pending = await asyncio.wait(pending, timeout=_CANCEL_AGAIN_S)
+        try:
+            await asyncio.wait(pending, timeout=_CANCEL_AGAIN_S)
+        except asyncio.CancelledError as e:
+            interrupted = e
     for task in tasks:
         if not task.cancelled():
             task.exception()  # seen: no warning about it at exit
+    if interrupted is not None:
+        raise interrupted
 
 
 async def wait_at_most(event: asyncio.Event, seconds: float) -> None:

@@ -235,7 +235,7 @@ class _Leadership:
         if returned >= 0:
             why = "there is no heartbeat" if beat is None else "it fell silent"
             log.warning("pool %s: worker %r is dead (%s); %d jobs went back", self._store.pool, name, why, returned)
-        elif beat is None and name not in self._unreadable:
+        elif returned == -1 and beat is None and name not in self._unreadable:
             log.warning("pool %s: the heartbeat of worker %r cannot be read: it gets no jobs", self._store.pool, name)
             self._unreadable.add(name)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -56,6 +57,26 @@ class TestRunTogether:
 
 
 class TestCancelAll:
+    async def test_cancelled_itself_it_leaves_nothing_running(self) -> None:
+        cleaning, cleaned = asyncio.Event(), asyncio.Event()
+
+        async def slow() -> None:
+            try:
+                await asyncio.Event().wait()
+            except asyncio.CancelledError:
+                cleaning.set()
+                with suppress(asyncio.CancelledError):
+                    await asyncio.sleep(60)
+                cleaned.set()
+                raise ValueError("seen by nobody") from None
+
+        together = asyncio.ensure_future(run_together(slow(), fail(LookupError())))
+        await cleaning.wait()
+        together.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await together
+        assert cleaned.is_set()
+
     async def test_it_waits_until_each_has_cleaned_up(self) -> None:
         cleaned: list[int] = []
 

@@ -10,7 +10,7 @@ import pytest
 from move_fixtures import READY, TTL_S, Desk, by_id, ended, open_desk
 
 from broker.errors import UsageError, WorkerGoneError
-from broker.jobs import BATCH_CANCELLED, Delivery, Priority, job_id
+from broker.jobs import BATCH_CANCELLED, Delivery, Priority
 from broker.store.worker import WorkerStore
 
 
@@ -41,6 +41,11 @@ class TestReturn:
         assert await desk.redis.exists(*left) == 0
         assert [r.error_code for r in await desk.results()] == [BATCH_CANCELLED]
 
+    async def test_a_worker_that_has_left_is_not_declared_dead(self, desk: Desk) -> None:
+        worker = await desk.worker()
+        await worker.leave()
+        assert await desk.scheduler.declare_dead("w", silent_s=0, max_attempts=3) == -2
+
     async def test_a_worker_that_speaks_is_not_declared_dead(self, desk: Desk) -> None:
         worker = await desk.worker()
         await desk.deliver("a", worker=worker)
@@ -69,19 +74,21 @@ class TestReturn:
         assert await desk.waiting_ids() == ["a"]
 
     async def test_a_job_whose_workers_always_die_is_given_up_with_one_result(self, desk: Desk) -> None:
-        await desk.submit("a", "unstarted")
+        await desk.submit("a")
         for attempt in (1, 2, 3):
-            worker = await desk.worker(f"w{attempt}")
-            jobs = {job.job_id: job for job in await desk.waiting()}
-            await desk.dispatch(worker.worker, [jobs[job_id("b", "a")], jobs[job_id("b", "unstarted")]])
-            assert [d.attempt for d in await worker.take(1)] == [attempt]
-            await desk.scheduler.declare_dead(worker.worker, silent_s=0, max_attempts=3)
+            for starts in (False, True):
+                worker = await desk.worker("w")
+                await desk.dispatch()
+                if starts:
+                    assert [d.attempt for d in await worker.take(1)] == [attempt]
+                assert await desk.results() == []
+                await desk.scheduler.declare_dead("w", silent_s=0, max_attempts=3)
         [result] = await desk.results()
         assert (result.custom_id, result.error_code, result.attempt) == ("a", "attempts_exhausted", 3)
         assert "3 attempts" in result.error_message
         counts = await desk.client.counts("b")
         assert (counts.failed, counts.ended) == (1, 1)
-        assert await desk.waiting_ids() == ["unstarted"]
+        assert await desk.waiting() == []
 
     async def test_a_draining_worker_hands_back_what_has_not_started(self, desk: Desk) -> None:
         worker = await desk.worker()

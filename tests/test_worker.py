@@ -12,6 +12,8 @@ import pytest
 from cluster_fixtures import Cluster, ManualEngine, cluster_of, eventually, exactly_once, instant_engine
 
 from broker.errors import UsageError
+from broker.policies.base import Placement
+from broker.store.scheduler import SchedulerStore
 from broker.throughput import Profile
 from tokenyard.embedded_server import EmbeddedServer
 from workers import worker as worker_module
@@ -87,21 +89,6 @@ class TestServerGoesAway:
             assert len(engine.started) == 5
             assert {r.attempt for r in results} == {1}
 
-    async def test_a_long_absence_kills_no_worker(self, server: EmbeddedServer, pool: str) -> None:
-        async with cluster_of(server.url, pool, dead_after_s=1.5) as cluster:
-            engine = ManualEngine(seats=4)
-            await cluster.join("w", engine)
-            cluster.schedule()
-            batch = await cluster.submit(5)
-            await eventually(lambda: len(engine.running) == 5)
-            await kill(server)
-            await asyncio.sleep(2)  # longer than dead_after_s, on the server's clock: nothing to wait for
-            await server.start()
-            engine.finish()
-            results = await cluster.collect(batch)
-            exactly_once(results, 5)
-            assert {r.attempt for r in results} == {1}
-
     async def test_a_second_stop_ends_a_worker_also_while_the_server_is_away(
         self, server: EmbeddedServer, pool: str
     ) -> None:
@@ -130,6 +117,15 @@ async def done(cluster: Cluster, batch: str, least: int) -> bool:
     return (await cluster.client.counts(batch)).done >= least
 
 
+async def dispatch_all(cluster: Cluster, worker: str) -> None:
+    """Put all that waits into one device queue, however deep, as no scheduler does."""
+    store = SchedulerStore(cluster.redis, cluster.settings.pool, "test", lease_ttl_s=60, result_ttl_s=60)
+    await store.hold_lease()
+    await store.prepare()
+    jobs = await store.read_requests("normal", 1000)
+    await store.dispatch({worker: [Placement(job, 1, 1, worker) for job in jobs]})
+
+
 class TestDraining:
     async def test_what_runs_is_finished_and_the_rest_goes_back(self, cluster: Cluster) -> None:
         engine = ManualEngine(seats=2)
@@ -151,6 +147,20 @@ class TestDraining:
         results = await cluster.collect(batch)
         exactly_once(results, 10)
         assert {r.attempt for r in results} == {1}
+
+    async def test_what_lies_in_its_queue_is_not_started_any_more(self, cluster: Cluster) -> None:
+        engine = ManualEngine(seats=2)
+        running = await cluster.join("w", engine)
+        await cluster.submit(8)
+        await dispatch_all(cluster, "w")
+        await eventually(lambda: len(engine.running) == 3)
+        running.worker.stop("test")
+        engine.finish(2)  # leaves room before anything was handed back
+        await cluster.in_state("w", "draining")
+        engine.finish()
+        await running.left()
+        assert len(engine.started) == 3
+        assert sum((await cluster.monitor.waiting()).values()) == 5
 
     async def test_a_second_stop_hands_back_what_runs(self, cluster: Cluster) -> None:
         engine = ManualEngine(seats=2)

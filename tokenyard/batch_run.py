@@ -234,11 +234,11 @@ class BatchRun:
     async def _look(self, store: MonitorStore, cluster: LocalCluster) -> None:
         while True:
             now = asyncio.get_running_loop().time()
-            self._beats = await store.heartbeats()
+            self._beats = dict(sorted((await store.heartbeats()).items()))
             for name, beat in self._beats.items():
                 if beat is not None:
                     self.tally.observe(now, name, beat)
-            cluster.have_started(name for name, beat in self._beats.items() if beat and beat.state != "starting")
+            cluster.saw(self._beats)
             self._show()
             await asyncio.sleep(_LOOK_S)
 

@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 #: A process that does not end within this long after SIGTERM is killed (seconds).
@@ -16,7 +17,7 @@ _STOP_TIMEOUT_S = 20.0
 # however we died. It is asked first. Then it is killed: the Redis that it would hand its jobs back to may have been
 # ours, too, and it would wait for that for ever.
 _GUARD = (
-    "exec 3<&0; (read -r _ <&3 || { kill -TERM $$; sleep 3; kill -KILL $$; }) >/dev/null 2>&1 &"
+    "exec 3<&0; (read -r _ <&3 || { kill -TERM $$; sleep 2; kill -KILL $$; }) >/dev/null 2>&1 &"
     ' exec "$@" 3<&- </dev/null'
 )
 
@@ -30,18 +31,25 @@ class ChildProcess:
         self._command = ["sh", "-c", _GUARD, "sh", sys.executable, "-m", "tokenyard", *arguments]
         self._environment = {**os.environ, **environment}
         self._process: asyncio.subprocess.Process | None = None
+        self._lifeline: int | None = None
 
     async def start(self) -> None:
         """Start it; its log begins anew."""
-        with self.log_path.open("wb") as log:
-            self._process = await asyncio.create_subprocess_exec(
-                *self._command,
-                stdin=asyncio.subprocess.PIPE,
-                stdout=log,
-                stderr=log,
-                env=self._environment,
-                start_new_session=True,
-            )
+        # Not asyncio's own pipe: that is closed, without a word, as soon as the process has ended.
+        theirs, self._lifeline = os.pipe()
+        try:
+            with self.log_path.open("wb") as log:
+                self._process = await asyncio.create_subprocess_exec(
+                    *self._command, stdin=theirs, stdout=log, stderr=log, env=self._environment, start_new_session=True
+                )
+        finally:
+            os.close(theirs)
+
+    @property
+    def pid(self) -> int:
+        """Its process id: the shell that starts it becomes it."""
+        assert self._process is not None, "start() comes first"
+        return self._process.pid
 
     async def wait(self) -> int:
         """Wait for its end; returns its exit code."""
@@ -64,11 +72,12 @@ class ChildProcess:
         except TimeoutError:
             self._process.kill()
             await self._process.wait()
-        stdin = self._process.stdin
-        if stdin is not None and not stdin.is_closing():
+        if self._lifeline is not None:
             # A word tells the guard that all is well: it must not signal a process id that may be another's by now.
-            stdin.write(b"ended\n")
-            stdin.close()
+            with suppress(BrokenPipeError):  # somebody ended the guard
+                os.write(self._lifeline, b"ended\n")
+            os.close(self._lifeline)
+            self._lifeline = None
 
     def how_it_ended(self) -> str:
         """Why, in its own words, and where it says more."""

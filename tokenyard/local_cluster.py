@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import shlex
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from broker.cluster import Heartbeat
 from broker.concurrency import cancel_all, run_together
 from broker.errors import TokenyardError, UsageError
 from broker.settings import Settings
@@ -16,9 +18,11 @@ from tokenyard.child_process import ChildProcess
 from tokenyard.embedded_server import EmbeddedServer
 
 #: A worker that has nothing to finish, or nobody to tell, is killed this long after SIGTERM (seconds).
-_SHORT_STOP_S = 3.0
+_SHORT_STOP_S = 2.0
 #: The embedded server is looked at this often (seconds).
 _LOOK_S = 1.0
+#: A worker's name is its log's, too, beside the scheduler's.
+_NAME = re.compile(r"(?!scheduler$)[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
 class ClusterFailedError(TokenyardError):
@@ -53,13 +57,16 @@ def parse_worker(text: str, number: int) -> WorkerSpec:
     """A worker as a person writes it: ``NAME: OPTIONS`` or just options of ``tokenyard worker``.
 
     Raises:
-        UsageError: the quotes do not match.
+        UsageError: the quotes do not match, or the name cannot be one.
     """
     name, colon, rest = text.partition(":")
     if not colon or " " in name.strip() or name.startswith("-"):
         name, rest = f"worker-{number}", text
+    name = name.strip()
+    if not _NAME.fullmatch(name):
+        raise UsageError(f"--worker {text!r}: name it with letters, digits, '.', '_' and '-', not 'scheduler'")
     try:
-        return WorkerSpec(name.strip(), tuple(shlex.split(rest)))
+        return WorkerSpec(name, tuple(shlex.split(rest)))
     except ValueError as e:
         raise UsageError(f"--worker {text!r}: {e}") from None
 
@@ -118,9 +125,13 @@ class LocalCluster:
             self._workers.append(child)
         self._report(f"logs: {logs}/")
 
-    def have_started(self, workers: Iterable[str]) -> None:
-        """These workers have been ready: they may have jobs to finish."""
-        self._have_started.update(workers)
+    def saw(self, heartbeats: Mapping[str, Heartbeat | None]) -> None:
+        """Learn which workers have been ready: they may have jobs to finish."""
+        for worker in self._workers:
+            beat = heartbeats.get(worker.name)
+            # An earlier process of that name may have left a heartbeat.
+            if beat is not None and beat.pid == worker.pid and beat.state != "starting":
+                self._have_started.add(worker.name)
 
     async def watch(self) -> None:
         """Report workers that end; return never while one is left.

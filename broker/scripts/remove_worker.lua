@@ -1,13 +1,14 @@
 -- A worker leaves the pool, by its own will (it names its incarnation) or because the scheduler declares it dead
 -- (it names its epoch). All its jobs go back, those that had started with attempt + 1.
 -- ARGV: prefix, worker, 'incarnation' or 'epoch', that value, result ttl_s, max attempts, silent for s (epoch only)
--- Returns how many jobs went back; or -1: the caller has no say over it.
+-- Returns how many jobs went back; or -1: the caller has no say over it; or -2: it has left.
 local prefix, worker = ARGV[1], ARGV[2]
 local key = prefix .. 'worker:' .. worker
 if ARGV[3] == 'incarnation' then
   if not is_current(key, ARGV[4]) then return -1 end
 else
   if redis.call('HGET', prefix .. 'lease', 'epoch') ~= ARGV[4] then return -1 end
+  if not redis.call('ZSCORE', prefix .. 'workers', worker) then return -2 end
   local seen = tonumber(redis.pcall('HGET', key, 'seen'))  -- nil: expired, or not a heartbeat
   if seen and tonumber(clock()) - seen < tonumber(ARGV[7]) then return -1 end
 end

@@ -142,7 +142,11 @@ class SchedulerStore(MonitorStore):
         self._check(answer)
 
     async def declare_dead(self, worker: str, *, silent_s: float, max_attempts: int) -> int:
-        """Remove a silent worker; its jobs go back. Returns how many, -1 where it is not silent after all."""
+        """Remove a silent worker; its jobs go back.
+
+        Returns:
+            How many went back; -1 where it is not silent after all; -2 where it has left.
+        """
         args = [self.keys.prefix, worker, "epoch", self.epoch, self._ttl, max_attempts, silent_s]
         return int(await self._scripts["remove_worker"](args=args))
 

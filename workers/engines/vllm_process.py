@@ -22,6 +22,7 @@ from pydantic import ValidationError
 from workers.engines.base import EngineStartError
 from workers.engines.vllm_options import VllmOptions
 
+_CORE_SPAN = re.compile(r"(?P<first>\d+)(?:-(?P<last>\d+))?")
 _ERROR_LINE = re.compile(r"\b[A-Za-z_][\w.]*(?:Error|Exception): (?P<message>\S.*)")
 # What vLLM's outer processes say about the failure of an inner one: never the cause.
 _WRAPPERS = ("Engine core initialization failed", "WorkerProc initialization failed")
@@ -68,12 +69,11 @@ def parse_cores(text: str) -> set[int]:
         EngineStartError: it is no such list, or this process may not use one of them.
     """
     cores: set[int] = set()
-    try:
-        for part in text.replace("|", ",").split(","):
-            first, _, last = part.partition("-")
-            cores.update(range(int(first), int(last or first) + 1))
-    except ValueError:
-        raise EngineStartError(f"cores {text!r}: expected a list such as 0 or 0-3 or 0,2-4") from None
+    for part in text.replace("|", ",").split(","):
+        span = _CORE_SPAN.fullmatch(part)
+        if span is None:
+            raise EngineStartError(f"cores {text!r}: expected a list such as 0 or 0-3 or 0,2-4")
+        cores.update(range(int(span["first"]), int(span["last"] or span["first"]) + 1))
     allowed = available_cores()
     if not cores or not cores <= allowed:
         raise EngineStartError(f"cores {text!r}: this process may use only {sorted(allowed)}")
