@@ -35,11 +35,13 @@ class BatchRun:
 
     Attributes:
         seconds: from the first request to the last response.
+        cpu_seconds: CPU time of all processes meanwhile.
         output_tokens: tokens generated, by the engine's count.
         texts: custom_id -> text of the answer; requests that failed are not in it.
     """
 
     seconds: float
+    cpu_seconds: float
     output_tokens: int
     texts: dict[str, str]
 
@@ -93,6 +95,7 @@ async def run_tokenyard(settings: EngineSettings, source: Path) -> tuple[BatchRu
         await cluster.start_scheduler()
         await cluster.start_workers(1, settings.worker_words(), timeout_s=_START_TIMEOUT_S)
         batch = new_batch_id()
+        cpu = cluster.cpu_seconds()
         begin = time.perf_counter()
         await cluster.client.submit(requests, batch)
         await cluster.client.seal(batch)
@@ -103,8 +106,9 @@ async def run_tokenyard(settings: EngineSettings, source: Path) -> tuple[BatchRu
                 cluster.check()
         finally:
             reading.cancel()
+        cpu_used = sum(cluster.cpu_seconds().values()) - sum(cpu.values())
         end, answers = reading.result()
-        return _batch_run(end - begin, answers), await server_name(cluster.client.redis)
+        return _batch_run(end - begin, cpu_used, answers), await server_name(cluster.client.redis)
 
 
 async def _collect(client: Client, batch: str) -> tuple[float, dict[str, dict[str, Any]]]:
@@ -132,10 +136,10 @@ def run_vllm(settings: EngineSettings, source: Path, folder: Path) -> BatchRun:
     Raises:
         BenchmarkError: it failed.
     """
-    output, seconds, log = folder / "run-batch.jsonl", folder / "run-batch.seconds", folder / "run-batch.log"
+    output, times, log = folder / "run-batch.jsonl", folder / "run-batch.times", folder / "run-batch.log"
     options = json.dumps(asdict(settings.vllm_options()))
     command = [sys.executable, "-m", "benchmarks.vllm_run_batch", "--options", options]
-    command += ["--input", str(source), "--output", str(output), "--seconds", str(seconds)]
+    command += ["--input", str(source), "--output", str(output), "--times", str(times)]
     with log.open("wb") as stream:
         status = _run_in_group(command, stream.fileno())
     if status != 0:
@@ -143,7 +147,7 @@ def run_vllm(settings: EngineSettings, source: Path, folder: Path) -> BatchRun:
         raise BenchmarkError(f"vllm run-batch ended with status {status}: {last}")
     lines = (orjson.loads(line) for line in output.read_bytes().splitlines())
     answers = {line["custom_id"]: line["response"]["body"] for line in lines if line["error"] is None}
-    return _batch_run(float(seconds.read_text()), answers)
+    return _batch_run(**orjson.loads(times.read_bytes()), answers=answers)
 
 
 def _run_in_group(command: list[str], log: int) -> int:
@@ -159,9 +163,11 @@ def _run_in_group(command: list[str], log: int) -> int:
         process.wait()
 
 
-def _batch_run(seconds: float, answers: dict[str, dict[str, Any]]) -> BatchRun:
+def _batch_run(seconds: float, cpu_seconds: float, answers: dict[str, dict[str, Any]]) -> BatchRun:
     tokens = sum(body["usage"]["completion_tokens"] for body in answers.values())
-    return BatchRun(seconds, tokens, {custom_id: _text(body["choices"]) for custom_id, body in answers.items()})
+    return BatchRun(
+        seconds, cpu_seconds, tokens, {custom_id: _text(body["choices"]) for custom_id, body in answers.items()}
+    )
 
 
 def _text(choices: Iterable[dict[str, Any]]) -> str:

@@ -95,12 +95,12 @@ class BenchCluster:
 
     def cpu_seconds(self) -> dict[str, float]:
         """CPU time used so far, by role: client (this process), server, scheduler, workers (with their children)."""
-        seconds = {"client": _cpu_seconds(psutil.Process().pid)}
+        seconds = {"client": cpu_seconds(psutil.Process().pid)}
         if self._server.pid is not None:
-            seconds["server"] = _cpu_seconds(self._server.pid)
+            seconds["server"] = cpu_seconds(self._server.pid)
         if self.scheduler is not None:
-            seconds["scheduler"] = _cpu_seconds(self.scheduler.pid)
-        seconds["workers"] = sum(_cpu_seconds(worker.pid, and_children=True) for worker in self.workers)
+            seconds["scheduler"] = cpu_seconds(self.scheduler.pid)
+        seconds["workers"] = sum(cpu_seconds(worker.pid, and_children=True) for worker in self.workers)
         return seconds
 
     async def stop(self) -> None:
@@ -159,7 +159,8 @@ def peak_memory_bytes(pid: int) -> int:
     return int(fields["VmHWM"].split()[0]) * 1024
 
 
-def _cpu_seconds(pid: int, *, and_children: bool = False) -> float:
+def cpu_seconds(pid: int, *, and_children: bool = False) -> float:
+    """CPU time that a process has used so far, in seconds."""
     process = psutil.Process(pid)
     family = [process, *(process.children(recursive=True) if and_children else [])]
     return sum(times.user + times.system for times in (p.cpu_times() for p in family))

@@ -104,6 +104,7 @@ def _row(system: str, turn: int, run: BatchRun) -> Row:
         "seconds": run.seconds,
         "output_tokens": run.output_tokens,
         "output_tokens_per_s": run.tokens_per_s,
+        "output_tokens_per_cpu_s": run.output_tokens / run.cpu_seconds,
     }
 
 

@@ -15,47 +15,61 @@ import time
 from pathlib import Path
 from typing import Any
 
+from benchmarks.cluster import cpu_seconds
 from workers.engines.vllm_options import VllmOptions
 from workers.engines.vllm_process import prepare_process
 
 
 def main() -> None:
-    """Run one file; the seconds from the first request to the last response go to a file."""
+    """Run one file; how long that took goes to another."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--options", required=True, help="fields of VllmOptions, as JSON")
     parser.add_argument("--input", required=True)
     parser.add_argument("--output", required=True)
-    parser.add_argument("--seconds", type=Path, required=True, help="file for the measured time")
+    parser.add_argument("--times", type=Path, required=True, help="file for the measured times")
     words = parser.parse_args()
     options = VllmOptions(**json.loads(words.options))
     # The very environment and cores that the engine of a worker gets.
     prepare_process(options)
     if options.enforce_eager:
         os.environ.setdefault("TORCH_COMPILE_DISABLE", "1")
-    words.seconds.write_text(str(_run(options, words.input, words.output)))
+    words.times.write_text(json.dumps(_run(options, words.input, words.output)))
 
 
-def _run(options: VllmOptions, source: str, output: str) -> float:
+def _run(options: VllmOptions, source: str, output: str) -> dict[str, float]:
+    """Wall and CPU time (seconds) from the first request to the last response, of this process and its children."""
     from vllm.entrypoints.launchers import run_batch
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
-    moments: list[float] = []
+    moments: list[tuple[float, float]] = []
+
+    def note_moment() -> None:
+        moments.append((time.perf_counter(), cpu_seconds(os.getpid(), and_children=True)))
 
     class Tracker(run_batch.BatchProgressTracker):
+        _left = 0
+
+        def submitted(self) -> None:
+            super().submitted()
+            self._left += 1
+
         def pbar(self) -> Any:
             bar = super().pbar()
-            moments.append(time.perf_counter())
+            note_moment()
             return bar
 
         def completed(self) -> None:
             super().completed()
-            moments.append(time.perf_counter())
+            self._left -= 1
+            if not self._left:
+                note_moment()
 
     run_batch.BatchProgressTracker = Tracker
     flags = [*options.flags(), "--disable-log-stats", "-i", source, "-o", output]
     arguments: Any = run_batch.make_arg_parser(FlexibleArgumentParser()).parse_args(flags)
     asyncio.run(run_batch.main(arguments))
-    return moments[-1] - moments[0]
+    (begin, cpu_begin), (end, cpu_end) = moments
+    return {"seconds": end - begin, "cpu_seconds": cpu_end - cpu_begin}
 
 
 if __name__ == "__main__":  # vLLM's engine core starts by spawn, which imports this module again

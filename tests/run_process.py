@@ -17,11 +17,13 @@ from typing import Any
 import psutil
 from batch_lines import ids_in
 from cli_process import ROOT, Ended, Running, environment
-from cluster_fixtures import eventually
+from cluster_fixtures import PATIENCE_S
 
 CHAT = "/v1/chat/completions"
 #: The environment of every process that belongs to a run of ours names it.
 _MARK = "TEST_RUN"
+#: Looking at all processes of the machine costs more than most looks (seconds).
+_LOOK_S = 0.1
 #: Ten steps a second, four requests at once.
 _SLOW = dict.fromkeys(["prefill_a", "prefill_b", "prefill_c", "decode_e", "decode_f"], 0.0)
 _SLOW.update(decode_d=0.1, kv_tokens=100_000, seats=4)
@@ -50,7 +52,7 @@ class Place:
 
     folder: Path
     url: str = ""
-    settings: dict[str, str] = field(default_factory=dict[str, str])
+    settings: dict[str, str] = field(default_factory=lambda: {"TOKENYARD_LEASE_TTL_S": "1"})
     mark: str = field(default_factory=lambda: uuid.uuid4().hex)
 
     @property
@@ -146,12 +148,17 @@ class Place:
 
     async def process(self, *words: str) -> psutil.Process:
         """The one process of these runs with these words, once it is there."""
-        [process] = await eventually(lambda: self.processes("tokenyard", *words), f"{words} runs")
+        async with asyncio.timeout(PATIENCE_S):
+            while not (found := self.processes("tokenyard", *words)):  # noqa: ASYNC110  nobody tells
+                await asyncio.sleep(_LOOK_S)
+        [process] = found
         return process
 
     async def nothing_left(self) -> None:
         """Wait until every process has ended."""
-        await eventually(lambda: not self.processes(), "all processes have ended")
+        async with asyncio.timeout(PATIENCE_S):
+            while self.processes():  # noqa: ASYNC110  nobody tells
+                await asyncio.sleep(_LOOK_S)
 
     def clear(self) -> None:
         """Kill what a failed test left; a test that passes leaves nothing."""

@@ -34,6 +34,7 @@ class Worker:
         self._executor = Executor(engine)
         self._stopping = asyncio.Event()
         self._give_up = asyncio.Event()
+        self._sending = asyncio.Lock()
         membership.on_gone(self._drop_all)
 
     def stop(self, reason: str) -> None:
@@ -126,10 +127,11 @@ class Worker:
     async def _take(self) -> None:
         """Take what can run now, again and again. First what was given before, in case an answer got lost."""
         position = "0-0"
-        for delivery in await self._store.take(_TAKE_AGAIN, again=True):
-            position = delivery.entry_id
-            if not self._executor.holds(delivery):
-                self._executor.start(delivery)
+        async with self._sending:  # what is being sent just now would look as if it had been lost
+            for delivery in await self._store.take(_TAKE_AGAIN, again=True):
+                position = delivery.entry_id
+                if not self._executor.holds(delivery):
+                    self._executor.start(delivery)
         pacer = Pacer()
         while True:
             await self._executor.until(lambda: self._room() > 0)
@@ -153,7 +155,8 @@ class Worker:
         while True:
             await self._executor.done.wait()
             await pacer.pause()
-            await self._executor.flush(self._store.complete)
+            async with self._sending:
+                await self._executor.flush(self._store.complete)
 
     async def _follow_orders(self) -> None:
         position = "0"

@@ -13,7 +13,7 @@ import typer
 
 from broker.concurrency import on_stop_signals, run_together
 from broker.connection import connected
-from broker.policies import POLICIES
+from broker.policies import POLICIES, make_policy
 from broker.scheduler_host import SchedulerHost
 from broker.settings import Settings
 from tokenyard.cli.runtime import PoolName, RedisUrl, err, log_to_stderr, redis_url_of, run, settings_of
@@ -43,6 +43,7 @@ def scheduler(
 
 
 async def _schedule(settings: Settings, pools: list[str]) -> None:
+    make_policy(settings.policy)  # an unknown one is refused now, not when the first pool comes
     async with connected(redis_url_of(settings)) as client:
         owner = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(2)}"
         await _until_stopped(SchedulerHost(client, settings, owner=owner, pools=pools).run())

@@ -10,6 +10,7 @@ import typer
 
 from broker.concurrency import on_stop_signals
 from broker.errors import UsageError
+from broker.policies import make_policy
 from broker.settings import Settings
 from tokenyard.batch_files import BatchOutput, errors_path_of, read_requests
 from tokenyard.batch_run import BatchRun, RunOptions
@@ -65,6 +66,7 @@ async def _run(
     retry_failed: bool,
     settings: Settings,
 ) -> int:
+    make_policy(settings.policy)  # an unknown one is refused before anything is started
     specs = [parse_worker(text, number) for number, text in enumerate(workers, 1)] or demo_workers(usable_cores())
     if len({spec.name for spec in specs}) < len(specs):
         raise UsageError("two workers have the same name: give each its own, as in --worker 'fast: --seats 32'")

@@ -92,6 +92,8 @@ class VllmEngine:
         """
         check_model(self._options.model)
         prepare_process(self._options)
+        self._stopping = False
+        self._counters = _Counters()
         self._guard = OrphanGuard()
         relay = StderrRelay()
         try:
