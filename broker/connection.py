@@ -95,6 +95,15 @@ async def connected(url: str) -> AsyncGenerator[RedisClient]:
 
 #: What goes away by itself: a restart, a fail-over, a full memory that is being freed.
 PASSING = (rex.ConnectionError, rex.TimeoutError, rex.ReadOnlyError, rex.OutOfMemoryError, ConnectionError, OSError)
+#: Likewise, by the first word of an error that redis-py has no class for: a fail-over, a full disk, a long script.
+_PASSING_CODES = ("BUSY", "CLUSTERDOWN", "MASTERDOWN", "MISCONF", "NOREPLICAS", "TRYAGAIN", "UNBLOCKED")
+
+
+def passes(error: Exception) -> bool:
+    """Whether an error goes away by itself."""
+    if isinstance(error, rex.AuthenticationError | rex.AuthorizationError):
+        return False
+    return isinstance(error, PASSING) or str(error).partition(" ")[0] in _PASSING_CODES
 
 
 async def keep_trying(
@@ -117,9 +126,9 @@ async def keep_trying(
         try:
             await step()
             return True
-        except rex.AuthenticationError:
-            raise
-        except PASSING as e:
+        except (rex.RedisError, OSError) as e:
+            if not passes(e):
+                raise
             if asyncio.get_running_loop().time() - started > 2 * longest_s:
                 delay, down = first_s, False  # it had worked for a while: a new outage
             if not down:

@@ -74,27 +74,36 @@ def heartbeat(**fields: Any) -> Heartbeat:
 
 
 class CuttableRedis(Redis):
-    """A connection that the test cuts: as a process sees it that was stopped, killed, or lost its network."""
+    """A connection that the test cuts, freezes, or loses answers of."""
 
-    is_cut = False
+    _cut = False
+    _frozen: asyncio.Event | None = None
     #: Asked about each command and its answer; the first answer for which it says yes gets lost on its way.
     lose: Callable[[tuple[Any, ...], Any], bool] | None = None
+    #: Likewise; an answer for which it gives an event comes only once that is set.
+    hold: Callable[[tuple[Any, ...], Any], asyncio.Event | None] | None = None
 
-    async def cut(self, *, closed: bool = True) -> None:
-        """From now on nothing gets through. ``closed``: the server sees the connections end, too."""
-        self.is_cut = True
-        if closed:
-            pool: Any = self.connection_pool  # typed as the synchronous one
-            await pool.disconnect(inuse_connections=True)
+    async def cut(self) -> None:
+        """From now on nothing gets through, and the server sees the connections end: a process that was killed."""
+        self._cut = True
+        pool: Any = self.connection_pool  # typed as the synchronous one
+        await pool.disconnect(inuse_connections=True)
 
-    def mend(self) -> None:
-        """Everything gets through again."""
-        self.is_cut = False
+    def freeze(self) -> None:
+        """Nothing goes on, and the server notices nothing: a process under SIGSTOP."""
+        self._frozen = asyncio.Event()
+
+    def thaw(self) -> None:
+        """Everything goes on where it was."""
+        if self._frozen is not None:
+            self._frozen.set()
 
     async def execute_command(self, *args: Any, **options: Any) -> Any:
-        self._refuse_if_cut()
+        await self._pass()
         answer = await super().execute_command(*args, **options)
-        self._refuse_if_cut()
+        await self._pass()
+        if self.hold is not None and (event := self.hold(args, answer)):
+            await event.wait()
         if self.lose is not None and self.lose(args, answer):
             self.lose = None
             raise rex.ConnectionError("the answer was lost by the test")
@@ -104,8 +113,13 @@ class CuttableRedis(Redis):
         self._refuse_if_cut()
         return super().pipeline(transaction, shard_hint)
 
+    async def _pass(self) -> None:
+        if self._frozen is not None:
+            await self._frozen.wait()
+        self._refuse_if_cut()
+
     def _refuse_if_cut(self) -> None:
-        if self.is_cut:
+        if self._cut:
             raise rex.ConnectionError("cut by the test")
 
 
@@ -231,11 +245,13 @@ class Cluster:
         for connection in self._connections:
             await connection.aclose()
 
-    def schedule(self, owner: str = "first", *, pools: Sequence[str] = (), **settings: Any) -> RunningScheduler:
-        """Start a scheduler host of this pool, or of those."""
+    def schedule(
+        self, owner: str = "first", *, pools: Sequence[str] | None = None, **settings: Any
+    ) -> RunningScheduler:
+        """Start a scheduler host of this pool, or of those; with an empty list, of all there are."""
         connection = self._connect()
         mine = self.settings.model_copy(update=settings)
-        host = SchedulerHost(connection, mine, owner=owner, pools=pools or [mine.pool])
+        host = SchedulerHost(connection, mine, owner=owner, pools=[mine.pool] if pools is None else pools)
         return RunningScheduler(connection, self._run(host.run()))
 
     async def leading(self, owner: str) -> None:

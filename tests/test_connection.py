@@ -162,6 +162,8 @@ class TestKeepTrying:
             rex.TimeoutError("x"),
             rex.ReadOnlyError("x"),
             rex.OutOfMemoryError("x"),
+            rex.ResponseError("UNBLOCKED force unblock from blocking operation, instance state changed"),
+            rex.ResponseError("MISCONF Errors writing to the AOF file: No space left on device"),
             ConnectionResetError(),
         ],
     )
@@ -172,7 +174,14 @@ class TestKeepTrying:
         assert len(reports) == 1
 
     @pytest.mark.parametrize(
-        "error", [rex.AuthenticationError("x"), rex.NoPermissionError("x"), rex.ResponseError("x"), ValueError("x")]
+        "error",
+        [
+            rex.AuthenticationError("x"),
+            rex.AuthorizationError("x"),
+            rex.NoPermissionError("x"),
+            rex.ResponseError("x"),
+            ValueError("x"),
+        ],
     )
     async def test_what_does_not_pass_leaves_at_once(self, error: Exception) -> None:
         step, reports = Step(error), list[str]()

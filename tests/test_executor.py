@@ -77,6 +77,26 @@ async def test_a_cancelled_batch_ends_as_such_also_where_the_engine_has_not_begu
     await executor.drop_all()
 
 
+async def test_a_job_that_comes_after_the_order_to_cancel_its_batch_ends_as_cancelled(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("workers.executor._BATCHES_KEPT", 2)
+    engine, outbox = ManualEngine(), Outbox()
+    executor = Executor(engine)
+    for batch in ("long ago", "a", "b"):
+        executor.cancel_batch(batch)
+    for i, batch in enumerate(("a", "b", "other")):
+        executor.start(delivery(i, batch=batch))
+    await eventually(lambda: engine.running)
+    await executor.flush(outbox.send)
+    assert [(o.delivery.batch_id, o.error_code) for o in outbox.sent] == [
+        ("a", BATCH_CANCELLED),
+        ("b", BATCH_CANCELLED),
+    ]
+    assert engine.started == ["other.2-1"]
+    await executor.drop_all()
+
+
 async def test_one_that_ended_just_before_the_cancellation_keeps_its_response() -> None:
     engine, outbox = ManualEngine(), Outbox()
     executor = Executor(engine)

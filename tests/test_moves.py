@@ -236,14 +236,22 @@ class TestTake:
         assert await desk.depth() == 1
         assert [r.error_code for r in await desk.results()] == [BATCH_CANCELLED]
 
-    async def test_entries_that_are_no_jobs_are_removed(self, desk: Desk) -> None:
+    async def test_entries_that_are_no_jobs_are_removed_and_named(
+        self, desk: Desk, caplog: pytest.LogCaptureFixture
+    ) -> None:
         worker = await desk.worker()
         stream = desk.keys.device("w")
-        await desk.redis.xadd(stream, {"what": "is this"})
-        await desk.redis.xadd(stream, {"job": "no such job", "attempt": "x"})
-        await desk.redis.xadd(stream, {b"\xff": b"\xfe", "job": "b.1"})
+        bad = [
+            await desk.redis.xadd(stream, fields)
+            for fields in (
+                {"what": "is this"},
+                {"job": "no such job", "attempt": "x"},
+                {b"\xff": b"\xfe", "job": "b.1"},
+            )
+        ]
         assert [d.custom_id for d in await desk.deliver("a", worker=worker)] == ["a"]
         assert await desk.depth() == 1
+        assert all(entry.decode() in caplog.text for entry in bad)
 
     async def test_an_entry_deleted_while_it_was_out_does_no_harm(self, desk: Desk) -> None:
         worker = await desk.worker()

@@ -39,6 +39,13 @@ def place(tmp_path: Path) -> Generator[Place]:
     place.clear()
 
 
+@pytest.fixture
+async def own_server(tmp_path_factory: pytest.TempPathFactory) -> AsyncGenerator[EmbeddedServer]:
+    """A server that is there before the run, and that no other test uses."""
+    async with EmbeddedServer(tmp_path_factory.mktemp("own")) as server:
+        yield server
+
+
 @asynccontextmanager
 async def running(place: Place, *workers: str, written: int = 1) -> AsyncGenerator[Running]:
     """A run in mid-batch: so many responses are written."""
@@ -164,8 +171,8 @@ async def test_after_a_kill_the_same_command_goes_on(place: Place) -> None:
     place.each_once(30)
 
 
-async def test_a_worker_that_is_killed(place: Place, redis_url: str) -> None:
-    place.url = redis_url
+async def test_a_worker_that_is_killed(place: Place, own_server: EmbeddedServer) -> None:
+    place.url = own_server.url
     place.settings["TOKENYARD_DEAD_AFTER_S"] = "1.5"
     place.write(lines(16, tokens=8))
     async with running(place, f"a: {place.slow}", f"b: {place.slow}") as run:
@@ -174,7 +181,7 @@ async def test_a_worker_that_is_killed(place: Place, redis_url: str) -> None:
         assert run.said[-1].endswith("going on with b\n")
         ended = await place.end(run)
     assert ended.code == 0
-    assert "embedded server" not in ended.err
+    assert "embedded server" not in ended.err  # there is one already
     assert not (place.folder / "state" / "redis").exists()
     place.each_once(16)
 
@@ -199,15 +206,14 @@ async def test_the_embedded_server_is_killed(place: Place) -> None:
     assert last_line(ended).startswith("error: the embedded server ended (log: ")
 
 
-async def test_redis_goes_away_and_comes_back(place: Place, tmp_path_factory: pytest.TempPathFactory) -> None:
+async def test_redis_goes_away_and_comes_back(place: Place, own_server: EmbeddedServer) -> None:
+    place.url = own_server.url
     place.write(lines(12, tokens=8))
-    async with EmbeddedServer(tmp_path_factory.mktemp("own")) as server:
-        place.url = server.url
-        async with running(place, f"a: {place.slow}") as run:
-            await server.stop()
-            await run.says("lost Redis")
-            await server.start()
-            ended = await place.end(run)
+    async with running(place, f"a: {place.slow}") as run:
+        await own_server.stop()
+        await run.says("lost Redis")
+        await own_server.start()
+        ended = await place.end(run)
     assert ended.code == 0
     place.each_once(12)
 

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import re
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 from cluster_fixtures import HEARTBEAT, Cluster, ManualEngine, cluster_of, eventually, exactly_once, instant_engine
@@ -15,6 +16,7 @@ from broker import keys as keys_module
 from broker.jobs import BATCH_CANCELLED, Priority
 from broker.keys import LEVELS
 from broker.store.worker import WorkerStore
+from tokenyard.embedded_server import EmbeddedServer
 
 SOUND = {name: str(value) for name, value in HEARTBEAT.items() if name != "incarnation"}
 
@@ -161,12 +163,12 @@ class TestWorkersComeAndGo:
             cluster.schedule()
             batch = await cluster.submit(5)
             await eventually(lambda: len(engine.running) == 5)
-            await zombie.redis.cut(closed=False)
+            zombie.redis.freeze()
             await cluster.in_state("zombie", None)
             await cluster.join("other", instant_engine(cluster.model))
             await eventually(lambda: counts_done(cluster, batch, 5))
             engine.finish(3, status_code=500)
-            zombie.redis.mend()
+            zombie.redis.thaw()
             await cluster.in_state("zombie", "ready")
             assert len(engine.aborted) == 2
             results = await cluster.collect(batch)
@@ -254,11 +256,16 @@ class TestTakeover:
             leader = cluster.schedule("first")
             await cluster.leading("first")
             exactly_once(await cluster.collect(await cluster.submit(3)), 3)
-            await leader.redis.cut(closed=False)
+            leader.redis.freeze()
             cluster.schedule("second")
             await cluster.leading("second")
             for _ in range(5):
                 exactly_once(await cluster.collect(await cluster.submit(3)), 3)
+            leader.redis.thaw()
+            for _ in range(5):
+                exactly_once(await cluster.collect(await cluster.submit(3)), 3)
+            assert await cluster.monitor.lease_owner() == "second"
+            assert not leader.task.done()
 
     async def test_a_leader_that_lost_its_lease_stands_by_and_comes_back(self, redis_url: str, pool: str) -> None:
         async with cluster_of(redis_url, pool, lease_ttl_s=0.6) as cluster:
@@ -396,7 +403,7 @@ class TestRubbish:
         await redis.zadd(keys.workers, {"forged": 1, "ghost\n": 3})
         await redis.execute_command("ZADD", keys.workers, 2, b"\xff")
         await redis.xadd(keys.device("ghost\n"), {"what": "is this"})
-        await redis.xadd(keys.device("w"), {"what": "is this"})
+        queued = await redis.xadd(keys.device("w"), {"what": "is this"})
         await redis.xadd(keys.control("w"), {b"\xff": b"\xff", "order": "dance"})
 
         for _ in range(3):
@@ -406,9 +413,9 @@ class TestRubbish:
         assert await waiting(cluster) == 0
         assert not scheduler.task.done()
         assert not worker.task.done()
-        for named in (event, request):
+        for named in (event, request, queued):
             assert named.decode() in caplog.text
-        for named in ("'forged'", "'ghost\\n'"):
+        for named in ("'forged'", "'ghost\\n'", "'dance'"):
             assert named in caplog.text
 
     async def test_a_heartbeat_that_cannot_be_read_is_named_once_and_goes_when_it_is_old(
@@ -550,6 +557,15 @@ class TestManyPools:
             await first.client.seal(batch)
             results = await first.collect(batch)
             assert sorted(r.custom_id for r in results) == sorted(f"{p}{i}" for p in "ab" for i in range(5))
+
+    async def test_a_host_that_is_told_of_none_serves_each_that_comes(self, tmp_path: Path, pool: str) -> None:
+        async with EmbeddedServer(tmp_path / "data") as server, cluster_of(server.url, f"{pool}-a") as first:
+            await first.join("w", instant_engine(first.model))
+            first.schedule(pools=[])
+            exactly_once(await first.collect(await first.submit(5)), 5)
+            async with cluster_of(server.url, f"{pool}-b") as second:
+                await second.join("w", instant_engine(second.model))
+                exactly_once(await second.collect(await second.submit(5)), 5)
 
     async def test_an_unknown_policy_ends_the_host_with_a_clear_error(self, cluster: Cluster) -> None:
         host = cluster.schedule(policy="fastest")

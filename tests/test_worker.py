@@ -7,6 +7,7 @@ import os
 import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cluster_fixtures import Cluster, ManualEngine, cluster_of, eventually, exactly_once, instant_engine
@@ -356,3 +357,32 @@ class TestLostAnswers:
         assert running.redis.lose is None
         assert (await cluster.client.counts(batch)).done == 10
         await running.stop()
+
+    async def test_what_is_sent_while_the_worker_asks_what_it_had_is_not_run_again(self, cluster: Cluster) -> None:
+        engine = ManualEngine(seats=4)
+        running = await cluster.join("w", engine)
+        cluster.schedule()
+        first = await cluster.submit(4)
+        await eventually(lambda: len(engine.running) == 4)
+        asked, release = asyncio.Event(), asyncio.Event()
+
+        def hold(args: tuple[Any, ...], answer: Any) -> asyncio.Event | None:
+            if args[-1] != "0" or not answer[1]:
+                return None
+            asked.set()
+            return release
+
+        running.redis.hold = hold
+        running.redis.lose = lambda args, answer: args[0] == "XREAD" and cluster.keys.device("w") in args
+        second = await cluster.submit(1, prefix="s")
+        await eventually(asked.is_set)
+        engine.finish(4)
+        await eventually(lambda: not engine.running)
+        for _ in range(10):  # time to send what ended, where it does not wait for the held answer
+            await asyncio.sleep(0.01)
+        release.set()
+        await eventually(lambda: engine.running)
+        engine.finish()
+        exactly_once(await cluster.collect(first), 4)
+        exactly_once(await cluster.collect(second), 1, "s")
+        assert len(set(engine.started)) == len(engine.started) == 5

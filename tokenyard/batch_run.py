@@ -155,13 +155,15 @@ class BatchRun:
         work = asyncio.ensure_future(self._submit_and_collect(client, batch_id, requests))
         try:
             await asyncio.wait([look, watch, stop, work], return_when=asyncio.FIRST_COMPLETED)
-            for task in (look, watch, work):
-                if task.done():
-                    task.result()
             if not work.done():
+                for task in (look, watch):
+                    if task.done():
+                        task.result()
                 self.stopped = True
                 await cancel_all([watch])
                 await self._drain(client, cluster, batch_id, work)
+            if work.done():
+                work.result()
         finally:
             await cancel_all([look, watch, stop, work])
         self._show()
@@ -254,9 +256,11 @@ class BatchRun:
         await run_together(asyncio.wait([work]), self._submitted.wait())
         if not work.done():
             ended = (await client.counts(batch_id)).ended
-            await _within(_LAST_RESULTS_S, lambda: _true(work.done() or self._results_read >= ended))
-        if work.done():
-            work.result()
+
+            async def all_read() -> bool:
+                return work.done() or self._results_read >= ended
+
+            await _within(_LAST_RESULTS_S, all_read)
 
     async def _withdraw(self, client: Client, batch_id: str) -> None:
         """Take the rest out of the queue: the input file still has it. Nobody may read results by now."""
@@ -272,10 +276,6 @@ class BatchRun:
         with suppress(UnknownBatchError):
             if (await client.counts(batch_id)).complete:
                 await client.forget(batch_id)
-
-
-async def _true(value: bool) -> bool:
-    return value
 
 
 async def _within(seconds: float, condition: Callable[[], Awaitable[bool]]) -> None:

@@ -13,12 +13,12 @@ from pathlib import Path
 #: A process that does not end within this long after SIGTERM is killed (seconds).
 _STOP_TIMEOUT_S = 20.0
 
-# Runs a program under its own process id and ends it when standard input ends without a word: that is when we died,
-# however we died. It is asked first. Then it is killed: the Redis that it would hand its jobs back to may have been
-# ours, too, and it would wait for that for ever.
+# Runs a program under its own process id. When that has ended, or we have, however we died, standard input ends. Then
+# the program is asked to end, and soon what is left of its process group is killed: a child of the program; or itself,
+# where it waits for ever to hand its jobs back to a Redis that died with us. The guard, this shell's child, belongs to
+# the group: as long as it lives, the id can be nobody else's.
 _GUARD = (
-    "exec 3<&0; (read -r _ <&3 || { kill -TERM $$; sleep 2; kill -KILL $$; }) >/dev/null 2>&1 &"
-    ' exec "$@" 3<&- </dev/null'
+    'exec 3<&0; (read -r _ <&3; kill -TERM $$; sleep 2; kill -KILL -$$) >/dev/null 2>&1 & exec "$@" 3<&- </dev/null'
 )
 
 
@@ -31,19 +31,18 @@ class ChildProcess:
         self._command = ["sh", "-c", _GUARD, "sh", sys.executable, "-m", "tokenyard", *arguments]
         self._environment = {**os.environ, **environment}
         self._process: asyncio.subprocess.Process | None = None
-        self._lifeline: int | None = None
 
     async def start(self) -> None:
         """Start it; its log begins anew."""
-        # Not asyncio's own pipe: that is closed, without a word, as soon as the process has ended.
-        theirs, self._lifeline = os.pipe()
-        try:
-            with self.log_path.open("wb") as log:
-                self._process = await asyncio.create_subprocess_exec(
-                    *self._command, stdin=theirs, stdout=log, stderr=log, env=self._environment, start_new_session=True
-                )
-        finally:
-            os.close(theirs)
+        with self.log_path.open("wb") as log:
+            self._process = await asyncio.create_subprocess_exec(
+                *self._command,
+                stdin=asyncio.subprocess.PIPE,
+                stdout=log,
+                stderr=log,
+                env=self._environment,
+                start_new_session=True,
+            )
 
     @property
     def pid(self) -> int:
@@ -62,22 +61,16 @@ class ChildProcess:
             self._process.terminate()
 
     async def stop(self, timeout_s: float = _STOP_TIMEOUT_S) -> None:
-        """Ask it to end, and after ``timeout_s`` seconds make it."""
+        """Ask it to end, and after ``timeout_s`` seconds make it. Nothing that it started is left."""
         if self._process is None:
             return
         self.terminate()
-        try:
+        with suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
                 await self._process.wait()
-        except TimeoutError:
-            self._process.kill()
-            await self._process.wait()
-        if self._lifeline is not None:
-            # A word tells the guard that all is well: it must not signal a process id that may be another's by now.
-            with suppress(BrokenPipeError):  # somebody ended the guard
-                os.write(self._lifeline, b"ended\n")
-            os.close(self._lifeline)
-            self._lifeline = None
+        with suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        await self._process.wait()
 
     def how_it_ended(self) -> str:
         """Why, in its own words, and where it says more."""

@@ -89,23 +89,22 @@ def _vllm(choice: EngineChoice, report: Callable[[str], None]) -> Engine:
     model = choice.model
     if model == "demo":
         model = str(prepare_demo_model(model_cache(), report))
-    check_model(model)  # before the worker joins its pool: a model that is not there is nobody's to serve
-    return VllmEngine(
-        VllmOptions(
-            model=model,
-            served_names=choice.names,
-            task=choice.task,
-            dtype=choice.dtype,
-            seats=choice.seats,
-            context_tokens=choice.context_tokens,
-            kv_gib=choice.kv_gib,
-            cores=choice.cores,
-            gpu_memory_utilization=choice.gpu_memory_utilization,
-            tensor_parallel_size=choice.tensor_parallel,
-            enforce_eager=choice.eager,
-            engine_args=dict(_pair(text) for text in choice.engine_args),
-        )
+    options = VllmOptions(
+        model=model,
+        served_names=choice.names,
+        task=choice.task,
+        dtype=choice.dtype,
+        seats=choice.seats,
+        context_tokens=choice.context_tokens,
+        kv_gib=choice.kv_gib,
+        cores=choice.cores,
+        gpu_memory_utilization=choice.gpu_memory_utilization,
+        tensor_parallel_size=choice.tensor_parallel,
+        enforce_eager=choice.eager,
+        engine_args=dict(_pair(text) for text in choice.engine_args),
     )
+    check_model(model)  # before the worker joins its pool: a model that is not there is nobody's to serve
+    return VllmEngine(options)
 
 
 def _pair(text: str) -> tuple[str, Any]:

@@ -20,6 +20,9 @@ log = logging.getLogger(__name__)
 _CHUNK = 250
 _CHUNK_BYTES = 2 * 2**20
 
+#: Cancelled batches remembered, for jobs that were under way from Redis when the order came.
+_BATCHES_KEPT = 100
+
 
 class Executor:
     """The jobs of one worker that run now. An outcome stays here until Redis has it, also while Redis is away."""
@@ -29,6 +32,7 @@ class Executor:
         self._tasks: dict[str, asyncio.Task[Outcome | None]] = {}
         self._deliveries: dict[str, Delivery] = {}
         self._cancelled: set[str] = set()
+        self._cancelled_batches: dict[str, None] = {}  # the latest
         self._outcomes: list[Outcome] = []
         self.done = asyncio.Event()  # an outcome is there to be sent
         self.jobs_total = 0
@@ -73,9 +77,14 @@ class Executor:
         task = asyncio.ensure_future(self._outcome(delivery))
         self._tasks[delivery.job_id] = task
         task.add_done_callback(partial(self._ended, delivery))
+        if delivery.batch_id in self._cancelled_batches:
+            self.cancel_batch(delivery.batch_id)
 
     def cancel_batch(self, batch_id: str) -> None:
-        """Abort the batch's jobs in the engine; they end as cancelled."""
+        """Abort the batch's jobs in the engine; they end as cancelled. So does one that was on its way here."""
+        self._cancelled_batches[batch_id] = None
+        while len(self._cancelled_batches) > _BATCHES_KEPT:
+            del self._cancelled_batches[next(iter(self._cancelled_batches))]
         for delivery in [d for d in self._deliveries.values() if d.batch_id == batch_id]:
             self._cancelled.add(delivery.job_id)
             self._tasks[delivery.job_id].cancel()

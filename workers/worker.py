@@ -165,6 +165,8 @@ class Worker:
             for order in orders:
                 if order.get("order") == "cancel" and "batch" in order:
                     self._executor.cancel_batch(order["batch"])
+                else:
+                    log.warning("worker %s: order %r is none that it knows, skipped", self._store.worker, order)
 
     # Leaving
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,6 +10,8 @@ from broker import keys, scripts
 from broker.connection import BLOCK_S, RedisClient
 from broker.errors import UsageError, WorkerGoneError
 from broker.jobs import Delivery, Outcome
+
+log = logging.getLogger(__name__)
 
 #: A heartbeat outlives a silent worker by this many times the time after which it is declared dead.
 _HEARTBEAT_TTL_FACTOR = 3
@@ -70,7 +73,10 @@ class WorkerStore:
             WorkerGoneError: declared dead.
         """
         args = [self.keys.prefix, self.worker, self.incarnation, count, self._ttl, "0" if again else ">"]
-        started, taken = self._check(await self._scripts["take"](args=args), gone=-1)
+        started, taken, bad = self._check(await self._scripts["take"](args=args), gone=-1)
+        if bad:
+            entries = b" ".join(bad).decode()
+            log.warning("%s: removed entries that are no jobs: %s", self.keys.device(self.worker), entries)
         return [
             Delivery(
                 entry_id=entry.decode(),

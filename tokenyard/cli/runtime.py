@@ -77,7 +77,8 @@ def redis_url_of(settings: Settings) -> str:
 
 def log_to_stderr(settings: Settings) -> None:
     """Plain log lines, for processes that run long."""
-    logging.basicConfig(
-        level=settings.log_level.upper(), stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s"
-    )
+    level = settings.log_level.upper()
+    if level not in logging.getLevelNamesMapping():
+        fail(f"setting log_level (TOKENYARD_LOG_LEVEL): {level} is none of DEBUG, INFO, WARNING and ERROR", 2)
+    logging.basicConfig(level=level, stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
