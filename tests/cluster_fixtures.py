@@ -11,6 +11,8 @@ from typing import Any
 
 import orjson
 import redis.exceptions as rex
+from manual_engine import ManualEngine as ManualEngine
+from manual_engine import instant_engine as instant_engine
 from redis.asyncio import Redis
 
 from broker.client import Client, new_batch_id
@@ -18,13 +20,13 @@ from broker.cluster import Heartbeat
 from broker.concurrency import cancel_all
 from broker.connection import OPTIONS
 from broker.jobs import Priority, Result
-from broker.keys import PoolKeys
+from broker.keys import LEVELS, PoolKeys
 from broker.openai_batch import RequestLine
 from broker.scheduler_host import SchedulerHost
 from broker.settings import Settings
 from broker.store.monitor import MonitorStore
-from workers.engines.base import Capacity, Engine, EngineRequest, EngineResponse, EngineUnavailableError, Load
-from workers.engines.simulated import INSTANT, SimulatedEngine, SimulatedOptions
+from broker.store.worker import WorkerStore
+from workers.engines.base import Engine
 from workers.membership import Membership
 from workers.worker import Worker
 
@@ -66,6 +68,10 @@ HEARTBEAT: dict[str, Any] = {
     "waiting": 0,
     "free_memory_bytes": 0,
 }
+
+
+#: The same as a ready worker sends it.
+READY = {name: str(value) for name, value in HEARTBEAT.items() if name != "incarnation"}
 
 
 def heartbeat(**fields: Any) -> Heartbeat:
@@ -126,57 +132,6 @@ class CuttableRedis(Redis):
 def cuttable(url: str) -> CuttableRedis:
     """As ``broker.connection.connect``, but cuttable."""
     return CuttableRedis.from_url(url, **OPTIONS)
-
-
-class ManualEngine:
-    """An engine whose requests end when the test says."""
-
-    def __init__(self, *, seats: int = 4, kv_tokens: int = 1_000_000) -> None:
-        self.capacity = Capacity("test device", "", kv_tokens, seats, 100_000, "manual 1")
-        self.running: dict[str, asyncio.Future[EngineResponse]] = {}
-        self.started: list[str] = []
-        self.aborted: list[str] = []
-        self.most_running = 0
-        self.starts = 0
-
-    async def start(self) -> Capacity:
-        self.starts += 1
-        return self.capacity
-
-    async def run(self, request: EngineRequest) -> EngineResponse:
-        future: asyncio.Future[EngineResponse] = asyncio.get_running_loop().create_future()
-        self.running[request.job_id] = future
-        self.started.append(request.job_id)
-        self.most_running = max(self.most_running, len(self.running))
-        try:
-            return await future
-        except asyncio.CancelledError:
-            self.aborted.append(request.job_id)
-            raise
-        finally:
-            del self.running[request.job_id]
-
-    def finish(self, count: int | None = None, status_code: int = 200) -> None:
-        """End the oldest ``count`` requests, or all."""
-        for future in [f for f in self.running.values() if not f.done()][:count]:
-            future.set_result(EngineResponse(status_code, b'{"object": "made up"}', 10, 5))
-
-    def die(self) -> None:
-        """Fail everything that runs, as an engine whose process died."""
-        for future in self.running.values():
-            if not future.done():
-                future.set_exception(EngineUnavailableError("the test killed it"))
-
-    def load(self) -> Load:
-        return Load(len(self.running), 0, 15 * len(self.running), 0, 0, 1 << 30)
-
-    async def stop(self) -> None:
-        self.die()
-
-
-def instant_engine(model: str) -> SimulatedEngine:
-    """An engine that takes no time."""
-    return SimulatedEngine(SimulatedOptions(profile=INSTANT, models=(model,)))
 
 
 @dataclass(slots=True)
@@ -314,6 +269,44 @@ class Cluster:
             async for chunk in self.client.results(batch):
                 found += chunk
         return found
+
+    async def waiting(self) -> int:
+        """Jobs in the request streams."""
+        return sum((await self.monitor.waiting()).values())
+
+    async def depth(self, worker: str) -> int:
+        """Jobs in a worker's device queue."""
+        return (await self.monitor.device_depths([worker]))[worker]
+
+    async def done(self, batch: str, least: int) -> bool:
+        """Whether so many jobs of the batch are done."""
+        return (await self.client.counts(batch)).done >= least
+
+    async def all_read(self, count: int) -> bool:
+        """Whether the scheduler has read so many jobs that it has not dispatched."""
+        try:
+            pending = [await self.redis.xpending(self.keys.requests(level), "scheduler") for level in LEVELS]
+        except rex.ResponseError:  # its first term has just begun: no group yet
+            return False
+        return sum(p["pending"] for p in pending) == count
+
+    async def finish(self, batch: str, *engines: ManualEngine) -> None:
+        """End requests as they come until the batch is complete."""
+
+        async def complete() -> bool:
+            for engine in engines:
+                engine.finish()
+            return (await self.client.counts(batch)).complete
+
+        await eventually(complete, f"batch {batch} is complete")
+
+    async def puppet(self, name: str = "w", **fields: str) -> WorkerStore:
+        """A ready worker that beats when the test says, and takes nothing."""
+        await self.register_model()
+        pool = self.settings.pool
+        worker = WorkerStore(self.redis, pool, name, result_ttl_s=60, dead_after_s=60, max_attempts=3)
+        await worker.register("i", READY | fields, takeover=True)
+        return worker
 
     def _connect(self) -> CuttableRedis:
         connection = cuttable(self.url)

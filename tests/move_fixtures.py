@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
-from cluster_fixtures import CHAT, HEARTBEAT
+from cluster_fixtures import CHAT, READY
 
 from broker.connection import connect
 from broker.jobs import Delivery, Outcome, Priority, Result, Submission, WaitingJob, job_id
@@ -18,7 +18,6 @@ from broker.store.worker import WorkerStore
 
 TTL_S = 1000
 BODY = b'{"model": "m", "messages": []}'
-READY = {name: str(value) for name, value in HEARTBEAT.items() if name != "incarnation"}
 
 
 class Desk:

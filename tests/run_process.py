@@ -132,8 +132,8 @@ class Place:
     def _is_ours(self, process: psutil.Process, words: Sequence[str]) -> bool:
         try:
             command = process.cmdline()
-            # Between fork and exec a process has its parent's command: a shell's words are not yet its own.
-            if not command or (words and command[0] == "sh"):
+            # Shells that watch over the processes go a moment after them; others are about to become one.
+            if not command or command[0] in ("sh", "/bin/sh", "sleep"):
                 return False
             # The server writes its title, with the path of its socket, over its environment.
             ours = process.environ().get(_MARK) == self.mark or any(str(self.folder) in word for word in command)

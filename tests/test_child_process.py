@@ -47,6 +47,7 @@ async def test_what_does_not_end_is_killed_with_its_children(stubborn: Shell) ->
     assert pids[0] == str(stubborn.pid)
     assert all(alive(pid) for pid in pids)
     await stubborn.stop(0.1)
+    assert not alive(pids[0])
     await eventually(lambda: not any(alive(pid) for pid in pids), "both have ended")
     assert stubborn.how_it_ended().startswith("killed by SIGKILL (log: ")
     await stubborn.stop()  # twice is no error

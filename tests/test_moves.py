@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 
 import pytest
-from cluster_fixtures import CHAT
-from move_fixtures import BODY, READY, TTL_S, Desk, by_id, ended, open_desk
+from cluster_fixtures import CHAT, READY
+from move_fixtures import BODY, TTL_S, Desk, by_id, ended, open_desk
 
 from broker.errors import LeaseLostError, UsageError, WorkerGoneError
 from broker.jobs import BATCH_CANCELLED, BatchCounts, Outcome, Priority, Submission, job_id

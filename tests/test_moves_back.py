@@ -7,7 +7,8 @@ import random
 from collections.abc import AsyncIterator
 
 import pytest
-from move_fixtures import READY, TTL_S, Desk, by_id, ended, open_desk
+from cluster_fixtures import READY
+from move_fixtures import TTL_S, Desk, by_id, ended, open_desk
 
 from broker.errors import UsageError, WorkerGoneError
 from broker.jobs import BATCH_CANCELLED, Delivery, Priority

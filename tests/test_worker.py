@@ -41,17 +41,6 @@ async def kill(server: EmbeddedServer) -> None:
     await eventually(lambda: server.pid is None)
 
 
-async def finish_all(cluster: Cluster, batch: str, *engines: ManualEngine) -> None:
-    """End requests as they come until the batch is complete."""
-
-    async def complete() -> bool:
-        for engine in engines:
-            engine.finish()
-        return (await cluster.client.counts(batch)).complete
-
-    await eventually(complete)
-
-
 class TestServerGoesAway:
     async def test_killed_and_started_again_everything_goes_on_and_each_job_ends_once(
         self, server: EmbeddedServer, pool: str
@@ -63,7 +52,7 @@ class TestServerGoesAway:
             scheduler = cluster.schedule()
             batch = await cluster.submit(400)
             for least in (50, 150):
-                await eventually(lambda least=least: done(cluster, batch, least))
+                await eventually(lambda least=least: cluster.done(batch, least))
                 await kill(server)
                 await server.start()
             results = await cluster.collect(batch)
@@ -114,10 +103,6 @@ class TestServerGoesAway:
             assert not scheduler.task.done()
 
 
-async def done(cluster: Cluster, batch: str, least: int) -> bool:
-    return (await cluster.client.counts(batch)).done >= least
-
-
 async def dispatch_all(cluster: Cluster, worker: str) -> None:
     """Put all that waits into one device queue, however deep, as no scheduler does."""
     store = SchedulerStore(cluster.redis, cluster.settings.pool, "test", lease_ttl_s=60, result_ttl_s=60)
@@ -141,7 +126,7 @@ class TestDraining:
         await running.left()
         counts = await cluster.client.counts(batch)
         assert (counts.done, counts.ended) == (3, 3)
-        assert sum((await cluster.monitor.waiting()).values()) == 7
+        assert await cluster.waiting() == 7
         assert engine.aborted == []
         assert await cluster.redis.exists(cluster.keys.device("w"), cluster.keys.worker("w")) == 0
         await cluster.join("next", instant_engine(cluster.model))
@@ -161,7 +146,7 @@ class TestDraining:
         engine.finish()
         await running.left()
         assert len(engine.started) == 3
-        assert sum((await cluster.monitor.waiting()).values()) == 5
+        assert await cluster.waiting() == 5
 
     async def test_a_second_stop_hands_back_what_runs(self, cluster: Cluster) -> None:
         engine = ManualEngine(seats=2)
@@ -213,7 +198,7 @@ class TestEngineFails:
         await eventually(lambda: len(engine.started) == 7)
         engine.die()
         await eventually(lambda: engine.starts == 2)
-        await finish_all(cluster, batch, engine)
+        await cluster.finish(batch, engine)
         results = await cluster.collect(batch)
         exactly_once(results, 10)
         assert sum(r.attempt == 2 for r in results) == 5
@@ -233,7 +218,7 @@ class TestEngineFails:
         await eventually(lambda: len(engine.running) == 3)
         engine.die()
         await eventually(lambda: engine.starts == 5)
-        await finish_all(cluster, batch, engine)
+        await cluster.finish(batch, engine)
         exactly_once(await cluster.collect(batch), 3)
 
     async def test_one_that_never_starts_ends_the_worker_and_it_leaves(self, cluster: Cluster) -> None:
@@ -258,7 +243,7 @@ class TestEngineFails:
         await cluster.join("w", engine)
         cluster.schedule()
         batch = await cluster.submit(6)
-        await finish_all(cluster, batch, engine)
+        await cluster.finish(batch, engine)
         results = await cluster.collect(batch)
         assert sorted(r.status_code for r in results) == [200] * 5 + [500]
         [failed] = [r for r in results if not r.ok]

@@ -10,15 +10,19 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-#: A process that does not end within this long after SIGTERM is killed (seconds).
+#: To a worker a second SIGTERM means to stop what runs; it comes this long after the first (seconds), not to fall into
+#: one with it.
+_ASK_AGAIN_S = 1.0
+#: A process that does not end within this long after that is killed (seconds).
 _STOP_TIMEOUT_S = 20.0
 
 # Runs a program under its own process id. When that has ended, or we have, however we died, standard input ends. Then
-# the program is asked to end, and soon what is left of its process group is killed: a child of the program; or itself,
-# where it waits for ever to hand its jobs back to a Redis that died with us. The guard, this shell's child, belongs to
-# the group: as long as it lives, the id can be nobody else's.
+# the program is asked to end; soon it is killed, as it may be waiting for a Redis that died with us; and then what is
+# left of its process group, after some time in which Python's resource tracker removes shared memory. The guard, this
+# shell's child, belongs to the group: as long as it lives, the id can be nobody else's.
 _GUARD = (
-    'exec 3<&0; (read -r _ <&3; kill -TERM $$; sleep 2; kill -KILL -$$) >/dev/null 2>&1 & exec "$@" 3<&- </dev/null'
+    "exec 3<&0; (read -r _ <&3; kill -TERM $$; sleep 2; kill -KILL $$; sleep 2; kill -KILL -$$) >/dev/null 2>&1 &"
+    ' exec "$@" 3<&- </dev/null'
 )
 
 
@@ -61,15 +65,19 @@ class ChildProcess:
             self._process.terminate()
 
     async def stop(self, timeout_s: float = _STOP_TIMEOUT_S) -> None:
-        """Ask it to end, and after ``timeout_s`` seconds make it. Nothing that it started is left."""
+        """Ask it to end, ask again, and after ``timeout_s`` more seconds make it.
+
+        What it started is gone some seconds later.
+        """
         if self._process is None:
             return
-        self.terminate()
-        with suppress(TimeoutError):
-            async with asyncio.timeout(timeout_s):
-                await self._process.wait()
-        with suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGKILL)
+        for patience_s in (_ASK_AGAIN_S, timeout_s):
+            self.terminate()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(patience_s):
+                    await self._process.wait()
+                    return
+        self._process.kill()
         await self._process.wait()
 
     def how_it_ended(self) -> str:

@@ -17,8 +17,8 @@ from broker.settings import Settings
 from tokenyard.child_process import ChildProcess
 from tokenyard.embedded_server import EmbeddedServer
 
-#: A worker that has nothing to finish, or nobody to tell, is killed this long after SIGTERM (seconds).
-_SHORT_STOP_S = 2.0
+#: A worker that has nothing to finish, or nobody to tell, is killed this long after it was asked twice (seconds).
+_SHORT_STOP_S = 1.0
 #: The embedded server is looked at this often (seconds).
 _LOOK_S = 1.0
 #: A worker's name is its log's, too, beside the scheduler's.
