@@ -102,24 +102,25 @@ def parse(path: Path) -> None:
 
 
 async def test_ctrl_c_drains_and_the_same_command_goes_on(place: Place) -> None:
-    place.write(lines(30, tokens=8))
+    many = 4000  # taking them out of the queue takes a while
+    place.write(lines(many, tokens=8))
     async with running(place, f"a: {place.slow}") as run:
         run.interrupt()
         stopped = await place.end(run)
     assert stopped.code == 130
     there = place.written()
-    assert 0 < there < 30
+    assert 0 < there < many
     assert f"{there} responses written" in stopped.err
-    assert last_line(stopped) == f"stopped: {30 - there} requests left; the same command goes on with the rest"
+    assert last_line(stopped) == f"stopped: {many - there:,} requests left; the same command goes on with the rest"
     assert not place.errors.exists()
     assert list(place.folder.glob(".out*")) == []
 
-    place.write(lines(33))  # some are new
+    place.write(lines(many + 3))  # some are new
     rest = await place.run(f"a: {INSTANT}")
     assert rest.code == 0
     assert f"finished before and not run again: {there} requests" in rest.err
-    assert f"{33 - there} responses written" in rest.err
-    place.each_once(33)
+    assert f"{many + 3 - there:,} responses written" in rest.err
+    place.each_once(many + 3)
 
 
 async def test_its_output_is_its_own_and_a_second_ctrl_c_stops_what_runs(place: Place) -> None:
