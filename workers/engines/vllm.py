@@ -39,7 +39,7 @@ from workers.engines.vllm_serving import Endpoint, answer, failure, make_endpoin
 __all__ = ["VllmEngine", "VllmOptions"]
 
 _CHILD_POLL_S = 0.2
-_SHUTDOWN_S = 10.0
+_SHUTDOWN_S = 2.0
 
 # vLLM's types are partial and move between releases: its objects are Any, in this module alone.
 _Llm = Any
