@@ -199,7 +199,7 @@ class TestVllmConforms(EngineConformance):
 class TestVllmForReal:
     """Engines of their own: they are made to fail, or made for something else."""
 
-    async def test_embeddings_and_the_death_of_the_engine(self) -> None:
+    async def test_embeddings_and_death_and_a_new_start(self) -> None:
         async with stopped_at_the_end(VllmEngine(demo_options(task="embed"))) as engine:
             bench = Bench(engine, await engine.start(), "smol", patience_s=120)
             conforms = EngineConformance()
@@ -223,6 +223,10 @@ class TestVllmForReal:
                 await running
             with pytest.raises(EngineUnavailableError):
                 await engine.run(bench.request(EMBEDDINGS, input="text"))
+
+            await engine.stop()
+            await engine.start()
+            await conforms.test_an_embedding_is_answered(bench)
 
     async def test_too_little_kv_memory_is_one_line(self, capfd: pytest.CaptureFixture[str]) -> None:
         async with stopped_at_the_end(VllmEngine(demo_options(kv_gib=0.01))) as engine:
