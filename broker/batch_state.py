@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Sequence
 from enum import Enum, auto
 from typing import NamedTuple
 
 from broker.decoding import DecodeSet, RequestId, StepRun
+from broker.prefix_cache import Chain, PrefixCache, Stretch
 from broker.throughput import Profile
 
 
@@ -19,25 +21,29 @@ class EventKind(Enum):
 
 
 class Event(NamedTuple):
-    """Something happened to a request, ``at`` seconds."""
+    """Something happened to a request, ``at`` seconds; FINISHED tells how much of its prompt was cached."""
 
     kind: EventKind
     request_id: RequestId
     at: float
+    cached_tokens: int = 0
 
 
 class Request:
     """A request in the batch. ``generated`` is not kept up to date while it decodes."""
 
-    __slots__ = ("blocks", "cancelled", "generated", "id", "output", "prefilled", "prompt")
+    __slots__ = ("blocks", "cached", "cancelled", "chain", "generated", "id", "output", "prefilled", "prompt", "shared")
 
-    def __init__(self, request_id: RequestId, prompt: int, output: int) -> None:
+    def __init__(self, request_id: RequestId, prompt: int, output: int, chain: Chain = ()) -> None:
         self.id = request_id
         self.prompt = prompt
         self.output = output
         self.generated = 0
         self.prefilled = 0
-        self.blocks = 0  # KV blocks taken at admission
+        self.blocks = 0  # KV blocks held from admission on, shared ones included
+        self.chain = chain
+        self.shared: Sequence[Stretch] = ()  # blocks of prefixes among them
+        self.cached = -1 if chain else 0  # prompt tokens found in the cache at first admission, -1 before it
         self.cancelled = False
 
 
@@ -50,8 +56,10 @@ class BatchState:
         self.running: dict[RequestId, Request] = {}  # in order of admission
         self.prefilling: list[Request] = []
         self.decoders = DecodeSet(block_tokens)
+        self.prefixes = PrefixCache()
         self.block_tokens = block_tokens
-        self.total_blocks = self.free_blocks = profile.kv_tokens // block_tokens
+        self.total_blocks = profile.kv_tokens // block_tokens
+        self.free_blocks = self.total_blocks  # with those that only the prefix cache holds
         self.prompt_tokens = 0
         self.output_tokens = 0
         self.events: list[Event] = []
@@ -68,6 +76,8 @@ class BatchState:
         if len(self.running) >= self.profile.seats:
             return False
         needed = self.blocks(request.prompt + request.generated)
+        if request.chain:
+            needed -= self.prefixes.referenced(request.chain, request.prompt // self.block_tokens)
         return needed <= self.free_blocks - self.decoders.new_blocks(1)
 
     def plan(self, now: float) -> StepRun:
@@ -77,6 +87,8 @@ class BatchState:
         budget = self._budget - len(self.decoders)
         for request in self.prefilling:
             budget -= self._plan_chunk(request, budget)
+        if self.waiting and self.prefixes.evictable:
+            self.prefixes.evict(self.decoders.new_blocks(1))
         while budget > 0 and self.waiting:
             request = next(iter(self.waiting.values()))
             if not self.has_room(request):
@@ -92,7 +104,7 @@ class BatchState:
     def complete(self, steps: int, now: float) -> None:
         """Carry out the first ``steps`` steps of the latest plan, which end ``now``."""
         decoders = self.decoders
-        self.free_blocks -= decoders.new_blocks(steps)
+        self._take(decoders.new_blocks(steps))
         self.output_tokens += steps * len(decoders)
         decoders.pass_steps(steps)
         for request_id in decoders.finished():
@@ -113,8 +125,16 @@ class BatchState:
             blocks = self.blocks(context)
         elif request in self.prefilling:
             self.prefilling.remove(request)
-        request.prefilled = 0
+        if request.shared:
+            blocks -= request.shared[-1].end
         self.free_blocks += blocks
+        if self.prefixes.evictable:
+            self.prefixes.give(blocks)
+        if request.shared:
+            computed = request.prefilled // self.block_tokens
+            self.free_blocks += self.prefixes.leave(request.shared, computed, self.free_blocks)
+            request.shared = ()
+        request.prefilled = 0
 
     def _make_room(self, now: float) -> None:
         """Preempt, youngest first, until the next decode step finds the KV blocks it takes."""
@@ -130,7 +150,26 @@ class BatchState:
         self.running[request.id] = request
         self.prefilling.append(request)
         request.blocks = self.blocks(request.prompt + request.generated)
-        self.free_blocks -= request.blocks
+        if request.chain:
+            self._admit_with_prefix(request)
+        else:
+            self._take(request.blocks)
+
+    def _admit_with_prefix(self, request: Request) -> None:
+        entry = self.prefixes.enter(request.chain, request.prompt // self.block_tokens)
+        # Of a prompt that is cached to its end, vLLM computes the last block again, for the first output token.
+        most = (request.prompt + request.generated - 1) // self.block_tokens
+        request.prefilled = min(entry.hits, most) * self.block_tokens
+        request.shared = entry.stretches
+        if request.cached < 0:
+            request.cached = request.prefilled
+        self.free_blocks -= entry.revived
+        self._take(request.blocks - entry.referenced - entry.revived)
+
+    def _take(self, blocks: int) -> None:
+        self.free_blocks -= blocks
+        if self.prefixes.evictable:
+            self.prefixes.take(blocks)
 
     def _plan_chunk(self, request: Request, budget: int) -> int:
         chunk = min(budget, request.prompt + request.generated - request.prefilled)
@@ -152,7 +191,7 @@ class BatchState:
     def _end_prefill(self, request: Request, now: float) -> None:
         self.prefilling.remove(request)
         if not request.generated:
-            self.prompt_tokens += request.prompt
+            self.prompt_tokens += request.prompt - request.cached
         if request.output:
             if not request.generated and not request.cancelled:
                 self.events.append(Event(EventKind.FIRST_TOKEN, request.id, now))
@@ -165,5 +204,5 @@ class BatchState:
 
     def _finish(self, request: Request, now: float) -> None:
         if not request.cancelled:
-            self.events.append(Event(EventKind.FINISHED, request.id, now))
+            self.events.append(Event(EventKind.FINISHED, request.id, now, request.cached))
         self.release(request)

@@ -6,8 +6,11 @@ steps of such a run are computed at once, in closed form: a request costs the sa
 
 from __future__ import annotations
 
+from collections.abc import Hashable, Sequence
+
 from broker.batch_state import BatchState, Event, EventKind, Request
 from broker.decoding import RequestId, StepRun
+from broker.prefix_cache import chain_of
 from broker.throughput import Profile
 
 __all__ = ["ContinuousBatch", "Event", "EventKind", "RequestId"]
@@ -24,6 +27,10 @@ class ContinuousBatch:
     A step with prefill of c tokens behind q takes the decode part ``e*B + f*C``, plus
     ``b*c + c2*((q+c)^2 - q^2)`` for each prefill, plus the larger of a and d: both are mostly the time to read
     the weights, which a mixed step does once. C counts the KV tokens held when the step starts.
+
+    Requests may declare prefixes they share with others. Full blocks of a prefix that an earlier request computed and
+    that are still in memory are free: they take no prefill time, and no memory while another request holds them
+    (automatic prefix caching; the part of a prompt that is not declared is never found again).
 
     Changes take effect at step borders: a step once begun ends. A change at the very instant of a border is in
     time for the step that starts there. Time never runs back: an earlier ``now`` counts as the latest one seen.
@@ -56,8 +63,23 @@ class ContinuousBatch:
         self._plan: StepRun | None = None  # the steps to come, with their batch fixed
         self._leaving: list[Request] = []  # cancelled in mid-step
 
-    def add(self, request_id: RequestId, prompt_tokens: int, output_tokens: int, now: float) -> None:
+    def add(
+        self,
+        request_id: RequestId,
+        prompt_tokens: int,
+        output_tokens: int,
+        now: float,
+        prefix: Sequence[tuple[Hashable, int]] = (),
+    ) -> None:
         """Queue a request. With 0 output tokens it ends with its prefill (an embedding).
+
+        Args:
+            request_id: unique in the batch.
+            prompt_tokens: tokens of the prompt, prefixes included.
+            output_tokens: tokens it will generate.
+            now: seconds on the caller's clock.
+            prefix: beginnings of the prompt that others may share, short to long: what names each (the same name
+                means the same text from the very start), and its tokens.
 
         Raises:
             ValueError: the id is in the batch, a length makes no sense, or the KV cache could never hold it.
@@ -72,7 +94,8 @@ class ContinuousBatch:
         self._see(now)
         if self.idle:
             self._border = self._clock
-        request = state.waiting[request_id] = Request(request_id, prompt_tokens, output_tokens)
+        chain = chain_of(prefix, state.block_tokens) if prefix else ()
+        request = state.waiting[request_id] = Request(request_id, prompt_tokens, output_tokens, chain)
         # Behind others, or without room, it changes nothing before the batch is made anew anyway.
         if self._plan and len(state.waiting) == 1 and state.has_room(request):
             self._cut(self._plan)
@@ -149,14 +172,14 @@ class ContinuousBatch:
 
     @property
     def context_tokens(self) -> int:
-        """Tokens whose keys and values are computed and held."""
+        """Tokens whose keys and values are computed and held; a shared one counts for each that shares it."""
         state = self._state
         prefilled = sum(request.prefilled for request in state.prefilling)
         return prefilled + state.decoders.context + len(state.decoders) * self._ended()
 
     @property
     def prompt_tokens_total(self) -> int:
-        """Tokens of the prompts prefilled so far; what a preemption computes again does not count."""
+        """Tokens of the prompts computed so far: neither cached ones, nor what is computed again after a preemption."""
         return self._state.prompt_tokens
 
     @property
@@ -173,6 +196,12 @@ class ContinuousBatch:
         if request_id in state.decoders:
             return request.output - state.decoders.remaining(request_id) + self._ended()
         return request.generated
+
+    def cached_tokens(self, request_id: RequestId) -> int:
+        """Prompt tokens that a request in the batch found in the prefix cache; 0 before it is admitted."""
+        state = self._state
+        request = state.running.get(request_id) or state.waiting.get(request_id)
+        return max(request.cached, 0) if request else 0
 
     def _ended(self) -> int:
         """Steps of the plan that are over, but not yet carried out."""

@@ -140,6 +140,10 @@ async def test_the_same_request_has_the_same_length_and_the_mean_is_kept() -> No
         ({"max_tokens": 100, "min_tokens": 100}, 100, 100, "length"),
         ({"ignore_eos": True}, 252, 252, "length"),  # the context less the prompt
         ({"min_tokens": 10}, 10, 200, "stop"),
+        ({"metadata": {"simulated_output_tokens": "77", "other": "x"}}, 77, 77, "stop"),
+        ({"metadata": {"simulated_output_tokens": "77"}, "max_completion_tokens": 5}, 5, 5, "length"),
+        ({"metadata": {"simulated_output_tokens": "7"}, "min_tokens": 9}, 9, 9, "stop"),
+        ({"metadata": {"simulated_output_tokens": "7"}, "ignore_eos": True, "max_tokens": 8}, 8, 8, "length"),
     ],
 )
 async def test_output_lengths(body: dict[str, Any], least: int, most: int, reason: str) -> None:
@@ -195,6 +199,9 @@ async def test_embeddings_have_the_dimensions_asked_for(encoding: str) -> None:
         (CHAT, {"max_completion_tokens": 0}, 400, "max_completion_tokens"),
         (CHAT, {"min_tokens": 9, "max_tokens": 8}, 400, "min_tokens"),
         (CHAT, {"n": 0}, 400, "n"),
+        (CHAT, {"metadata": {"simulated_output_tokens": 7}}, 400, "metadata.simulated_output_tokens"),
+        (CHAT, {"metadata": {"simulated_output_tokens": "0"}}, 400, "metadata.simulated_output_tokens"),
+        (CHAT, {"metadata": {"simulated_output_tokens": "7.5"}}, 400, "metadata.simulated_output_tokens"),
         (CHAT, {"model": 7}, 400, "model"),
         (CHAT, {"model": "other"}, 404, "model"),
         (COMPLETIONS, {}, 400, "prompt"),

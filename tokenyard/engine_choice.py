@@ -9,9 +9,11 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from broker.errors import InputFileError, UsageError
+from broker.engine_steps import EngineStep
+from broker.errors import UsageError
 from tokenyard.demo_model import DEMO_MODEL_NAMES, prepare_demo_model
 from tokenyard.paths import model_cache
+from tokenyard.profile_file import read_profile_file
 from workers.engines.base import Engine
 
 
@@ -61,25 +63,28 @@ def names_of(model: str, served_names: tuple[str, ...] = ()) -> tuple[str, ...]:
     return DEMO_MODEL_NAMES if model == "demo" else (model,)
 
 
-def build_engine(choice: EngineChoice, report: Callable[[str], None]) -> Engine:
+def build_engine(
+    choice: EngineChoice, report: Callable[[str], None], *, observe: Callable[[EngineStep], None] | None = None
+) -> Engine:
     """The engine that was asked for, not started.
 
     Args:
         report: told about long steps (making the demo's model).
+        observe: told about every step, by an engine that can.
 
     Raises:
         TokenyardError: an option is missing or makes no sense.
     """
     match choice.kind:
         case EngineKind.VLLM:
-            return _vllm(choice, report)
+            return _vllm(choice, report, observe)
         case EngineKind.OPENAI:
             return _openai(choice)
         case EngineKind.SIMULATED:
             return _simulated(choice)
 
 
-def _vllm(choice: EngineChoice, report: Callable[[str], None]) -> Engine:
+def _vllm(choice: EngineChoice, report: Callable[[str], None], observe: Callable[[EngineStep], None] | None) -> Engine:
     from workers.engines.vllm import VllmEngine
     from workers.engines.vllm_options import VllmOptions
     from workers.engines.vllm_process import check_model
@@ -101,10 +106,15 @@ def _vllm(choice: EngineChoice, report: Callable[[str], None]) -> Engine:
         gpu_memory_utilization=choice.gpu_memory_utilization,
         tensor_parallel_size=choice.tensor_parallel,
         enforce_eager=choice.eager,
-        engine_args=dict(_pair(text) for text in choice.engine_args),
+        engine_args=_engine_args(choice.engine_args, tell_steps=observe is not None),
     )
     check_model(model)  # before the worker joins its pool: a model that is not there is nobody's to serve
-    return VllmEngine(options)
+    return VllmEngine(options, observe)
+
+
+def _engine_args(words: tuple[str, ...], *, tell_steps: bool) -> dict[str, Any]:
+    given = dict(_pair(text) for text in words)
+    return {"enable-logging-iteration-details": True, **given} if tell_steps else given
 
 
 def _pair(text: str) -> tuple[str, Any]:
@@ -137,14 +147,9 @@ def _openai(choice: EngineChoice) -> Engine:
 
 def _simulated(choice: EngineChoice) -> Engine:
     from workers.engines.simulated import SimulatedEngine
-    from workers.engines.simulated_options import INSTANT, SimulatedOptions, profile_from_json
+    from workers.engines.simulated_options import INSTANT, SimulatedOptions
 
-    profile = INSTANT
-    if choice.profile is not None:
-        try:
-            profile = profile_from_json(choice.profile.read_bytes())
-        except OSError as e:
-            raise InputFileError(f"cannot read the profile {choice.profile}: {e.strerror}") from None
+    profile = read_profile_file(choice.profile).profile if choice.profile else INSTANT
     profile = replace(profile, seats=choice.seats or profile.seats, kv_tokens=choice.kv_tokens or profile.kv_tokens)
     return SimulatedEngine(
         SimulatedOptions(

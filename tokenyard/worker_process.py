@@ -8,6 +8,7 @@ from broker.concurrency import on_stop_signals
 from broker.connection import connected
 from broker.settings import Settings
 from tokenyard.engine_choice import EngineChoice, build_engine
+from tokenyard.engine_profiles import profile_source
 from workers.membership import Membership
 from workers.worker import Worker
 
@@ -22,7 +23,14 @@ async def run_worker(redis_url: str, settings: Settings, choice: EngineChoice, n
     """
     async with connected(redis_url) as client:
         engine = build_engine(choice, log.info)
-        membership = Membership(client, settings, name=name, engine_kind=choice.kind.value, models=choice.names)
+        membership = Membership(
+            client,
+            settings,
+            name=name,
+            engine_kind=choice.kind.value,
+            models=choice.names,
+            find_profile=profile_source(client, settings.pool, choice),
+        )
         worker = Worker(engine, membership)
         on_stop_signals(worker.stop)
         log.info("worker %s joins pool %s for %s", name, settings.pool, choice.names[0])

@@ -25,12 +25,14 @@ def heartbeat_fields(
     load: Load,
     rates: tuple[float, float],
     jobs_total: int,
+    profile: str = "",
 ) -> dict[str, str]:
     """The heartbeat hash; ``broker.cluster.Heartbeat`` reads it.
 
     Args:
         rates: prompt and output tokens a second lately.
         jobs_total: jobs this process has ended.
+        profile: measured step times as ``broker.profiles.profile_text`` writes them; empty where there are none.
     """
     values: dict[str, object] = {
         "state": state,
@@ -52,5 +54,8 @@ def heartbeat_fields(
         "running": load.running,
         "waiting": load.waiting,
         "free_memory_bytes": load.free_memory_bytes,
+        "steps_total": load.steps_total,
+        "max_batched_tokens": capacity.max_batched_tokens,
+        "profile": profile,
     }
     return {name: str(value) for name, value in values.items()}

@@ -13,9 +13,11 @@ from broker.cluster import WorkerState
 from broker.concurrency import wait_at_most
 from broker.connection import RedisClient, keep_trying
 from broker.errors import WorkerGoneError
+from broker.profiles import profile_text
 from broker.settings import Settings
 from broker.store.client import Registry
 from broker.store.worker import WorkerStore
+from broker.throughput import Profile
 from workers.engines.base import Capacity, Load
 from workers.heartbeat import Identity, heartbeat_fields
 from workers.rates import RateWindow
@@ -24,12 +26,27 @@ log = logging.getLogger(__name__)
 
 _NO_LOAD = Load(0, 0, 0, 0, 0, 0)
 
+#: Where the profile of an engine that has just started is found; None where there is none.
+ProfileSource = Callable[[Capacity], Awaitable[Profile | None]]
+
+
+async def known_to_engine(capacity: Capacity) -> Profile | None:
+    """The profile that the engine itself knows of."""
+    return capacity.profile
+
 
 class Membership:
     """One worker's place in its pool."""
 
     def __init__(
-        self, redis: RedisClient, settings: Settings, *, name: str, engine_kind: str, models: Sequence[str]
+        self,
+        redis: RedisClient,
+        settings: Settings,
+        *,
+        name: str,
+        engine_kind: str,
+        models: Sequence[str],
+        find_profile: ProfileSource = known_to_engine,
     ) -> None:
         self.store = WorkerStore(
             redis,
@@ -46,6 +63,8 @@ class Membership:
         self._identity = Identity(engine_kind, models[0], socket.gethostname(), os.getpid())
         self._state: WorkerState = "starting"
         self._rates = RateWindow()
+        self._find_profile = find_profile
+        self._profile = ""
         self._beat_now = asyncio.Event()
         self._joining = asyncio.Lock()
         self._gone: Callable[[], Awaitable[None]] | None = None
@@ -67,6 +86,15 @@ class Membership:
         """Tell the pool at once."""
         self._state = state
         self._beat_now.set()
+
+    async def learn_profile(self, capacity: Capacity) -> None:
+        """Find the profile of an engine that has just started: every heartbeat carries it from now on."""
+
+        async def look() -> None:
+            profile = await self._find_profile(capacity)
+            self._profile = profile_text(profile) if profile else ""
+
+        await keep_trying(look, log.warning)
 
     def started(self, capacity: Capacity, *, draining: bool) -> None:
         """The engine is ready."""
@@ -122,4 +150,4 @@ class Membership:
     def _fields(self, load: Load, jobs_total: int) -> dict[str, str]:
         now = asyncio.get_running_loop().time()
         rates = self._rates.add(now, load.prompt_tokens_total, load.output_tokens_total)
-        return heartbeat_fields(self._identity, self._state, self.capacity, load, rates, jobs_total)
+        return heartbeat_fields(self._identity, self._state, self.capacity, load, rates, jobs_total, self._profile)

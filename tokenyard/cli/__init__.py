@@ -5,7 +5,7 @@ from __future__ import annotations
 import typer
 
 from tokenyard import __version__
-from tokenyard.cli import batches, processes, run_batch
+from tokenyard.cli import batches, processes, profile, report, run_batch, simulate
 
 app = typer.Typer(
     name="tokenyard",
@@ -31,7 +31,10 @@ def _root(  # pyright: ignore[reportUnusedFunction]  typer calls it
 
 run_batch.add_to(app)
 batches.add_to(app)
+report.add_to(app)
 processes.add_to(app)
+profile.add_to(app)
+simulate.add_to(app)
 
 
 def main() -> None:

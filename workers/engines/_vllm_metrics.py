@@ -19,7 +19,8 @@ KV_USAGE = "vllm:kv_cache_usage_perc"
 PROMPT_TOKENS = "vllm:prompt_tokens_total"
 OUTPUT_TOKENS = "vllm:generation_tokens_total"
 CACHE_CONFIG = "vllm:cache_config_info"
-_NAMES = (RUNNING, WAITING, KV_USAGE, PROMPT_TOKENS, OUTPUT_TOKENS, CACHE_CONFIG)
+STEPS = "vllm:iteration_tokens_total_count"  # a histogram of the tokens of each step
+_NAMES = (STEPS, RUNNING, WAITING, KV_USAGE, PROMPT_TOKENS, OUTPUT_TOKENS, CACHE_CONFIG)
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +34,7 @@ class ServerMetrics:
         kv_tokens_used: tokens it holds now.
         prompt_tokens: prompt tokens processed since the server started.
         output_tokens: tokens generated since the server started.
+        steps: steps done since the server started; 0 where it does not say.
     """
 
     running: int
@@ -41,6 +43,7 @@ class ServerMetrics:
     kv_tokens_used: int
     prompt_tokens: int
     output_tokens: int
+    steps: int = 0
 
 
 def read_metrics(text: str) -> ServerMetrics | None:
@@ -71,6 +74,7 @@ def read_metrics(text: str) -> ServerMetrics | None:
         kv_tokens_used=round(usage * kv_tokens),
         prompt_tokens=int(sums[PROMPT_TOKENS]),
         output_tokens=int(sums[OUTPUT_TOKENS]),
+        steps=int(sums[STEPS]),
     )
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from broker.errors import TokenyardError
+from broker.throughput import Profile
 
 
 class EngineUnavailableError(TokenyardError):
@@ -65,6 +66,11 @@ class Capacity:
         seats: most requests that run at once (vLLM's ``max_num_seqs``).
         context_tokens: longest prompt plus output (vLLM's ``max_model_len``).
         version: the engine's name and version, for example ``vllm 0.32.0``.
+        dtype: precision of the weights; empty where the engine does not tell.
+        tensor_parallel: devices that share the model.
+        max_batched_tokens: tokens a step may compute; 0 where the engine does not tell.
+        variant: what else of its configuration decides its speed, such as ``eager``.
+        profile: the times it is known to take; None where they are to be measured.
     """
 
     device: str
@@ -73,6 +79,11 @@ class Capacity:
     seats: int
     context_tokens: int
     version: str
+    dtype: str = ""
+    tensor_parallel: int = 1
+    max_batched_tokens: int = 0
+    variant: str = ""
+    profile: Profile | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +97,7 @@ class Load:
         prompt_tokens_total: prompt tokens computed since the engine started.
         output_tokens_total: tokens generated since the engine started.
         free_memory_bytes: memory free on the device (host memory for a CPU engine).
+        steps_total: steps done since the engine started; 0 where it does not count them.
     """
 
     running: int
@@ -94,6 +106,7 @@ class Load:
     prompt_tokens_total: int
     output_tokens_total: int
     free_memory_bytes: int
+    steps_total: int = 0
 
 
 class Engine(Protocol):

@@ -71,7 +71,8 @@ class OpenAIEngine:
     def __init__(self, options: OpenAIOptions) -> None:
         self._options = options
         self._url = options.url.rstrip("/").removesuffix("/v1")
-        self._place = "the server at " + re.sub(r"//[^/@]*@", "//", self._url)  # no password in a message
+        self._address = re.sub(r"//[^/@]*@", "//", self._url)  # no password in a message
+        self._place = "the server at " + self._address
         self._session: aiohttp.ClientSession | None = None
         self._poller: asyncio.Task[None] | None = None
         self._arrival = asyncio.Event()
@@ -110,6 +111,7 @@ class OpenAIEngine:
             seats=options.seats,
             context_tokens=context if isinstance(context, int) else options.context_tokens,
             version=f"{card.get('owned_by') or 'openai-compatible'} {version}".strip(),
+            variant=self._address[:200],  # what stands behind two addresses are two devices
         )
 
     async def run(self, request: EngineRequest) -> EngineResponse:
@@ -150,6 +152,7 @@ class OpenAIEngine:
             prompt_tokens_total=self._prompt_tokens,
             output_tokens_total=self._output_tokens,
             free_memory_bytes=0,  # nothing tells the free memory of a remote device
+            steps_total=metrics.steps if metrics else 0,
         )
 
     async def stop(self) -> None:

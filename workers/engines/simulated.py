@@ -7,8 +7,10 @@ import time
 from collections.abc import AsyncGenerator
 
 from broker.batching import ContinuousBatch, EventKind, RequestId
+from broker.profiles import profile_from_json
 from workers.engines.base import Capacity, EngineRequest, EngineResponse, EngineUnavailableError, Load
-from workers.engines.simulated_options import INSTANT, SimulatedOptions, profile_from_json
+from workers.engines.simulated_options import INSTANT, SimulatedOptions
+from workers.engines.simulated_prefixes import declared_prefixes
 from workers.engines.simulated_wire import Limits, RefusedError, Work, read_work, response_body
 
 __all__ = ["INSTANT", "SimulatedEngine", "SimulatedOptions", "profile_from_json"]
@@ -19,10 +21,12 @@ VERSION = "simulated 1"
 class _Pending:
     """A request under way, and the sequences of the batch that still run for it."""
 
-    __slots__ = ("changed", "done", "left")
+    __slots__ = ("cached", "changed", "done", "firsts", "left")
 
     def __init__(self) -> None:
         self.left: set[RequestId] = set()
+        self.firsts: set[RequestId] = set()  # of each prompt, whatever n is
+        self.cached = 0  # tokens of the prompts
         self.done: asyncio.Future[None] | None = None
         self.changed = asyncio.Event()
 
@@ -61,6 +65,8 @@ class SimulatedEngine:
             seats=options.profile.seats,
             context_tokens=options.context_tokens,
             version=VERSION,
+            max_batched_tokens=max(options.max_batched_tokens, options.profile.seats),
+            profile=options.effective_profile,
         )
 
     async def run(self, request: EngineRequest) -> EngineResponse:
@@ -84,8 +90,8 @@ class SimulatedEngine:
                 await pending.done
             finally:
                 self._abort(pending)
-        body = response_body(work, response_id, int(time.time()))
-        return EngineResponse(200, body, work.prompt_tokens, work.output_tokens)
+        body = response_body(work, response_id, int(time.time()), pending.cached)
+        return EngineResponse(200, body, work.prompt_tokens, work.output_tokens, pending.cached)
 
     def accept(self, request: EngineRequest, *, stream: bool = False) -> Work:
         """Check a request and fix its lengths, without running it.
@@ -141,6 +147,7 @@ class SimulatedEngine:
             prompt_tokens_total=batch.prompt_tokens_total,
             output_tokens_total=batch.output_tokens_total,
             free_memory_bytes=(options.profile.kv_tokens - batch.kv_tokens_used) * options.kv_token_bytes,
+            steps_total=batch.steps,
         )
 
     @property
@@ -177,12 +184,17 @@ class SimulatedEngine:
             self._wake()
         now = self._now()
         pending = _Pending()
-        for prompt, output, _ in work.choices:
+        caching = self._options.prefix_caching and not self._instant
+        prefixes = declared_prefixes(work) if caching else [[] for _ in work.prompts]
+        choices_each = len(work.choices) // len(work.prompts)
+        for index, (prompt, output, _) in enumerate(work.choices):
             sequence = self._sequences
             self._sequences += 1
-            self._batch.add(sequence, prompt, output, now)
+            self._batch.add(sequence, prompt, output, now, prefixes[index // choices_each])
             self._pending[sequence] = pending
             pending.left.add(sequence)
+            if index % choices_each == 0:
+                pending.firsts.add(sequence)
         if self._instant:
             self._tick()
         return pending
@@ -213,6 +225,8 @@ class SimulatedEngine:
         for event in self._batch.advance(self._now()):
             if event.kind is EventKind.FINISHED and (pending := self._pending.pop(event.request_id, None)):
                 pending.left.discard(event.request_id)
+                if event.request_id in pending.firsts:
+                    pending.cached += event.cached_tokens
                 if pending.done and not pending.left and not pending.done.done():
                     pending.done.set_result(None)
         for pending in self._followed:

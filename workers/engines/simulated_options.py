@@ -1,11 +1,8 @@
-"""What a simulated engine simulates, and profiles read from JSON. Pure."""
+"""What a simulated engine simulates. Pure."""
 
 from __future__ import annotations
 
-from dataclasses import astuple, dataclass
-from typing import Annotated
-
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from dataclasses import astuple, dataclass, replace
 
 from broker.errors import UsageError
 from broker.throughput import Profile
@@ -29,6 +26,7 @@ class SimulatedOptions:
         max_batched_tokens: tokens a step may compute.
         step_overhead_s: seconds the host adds to each step.
         kv_token_bytes: KV cache bytes a token, for the free memory that is reported.
+        prefix_caching: find beginnings of prompts again that are in the KV cache (see ``broker.prefix_cache``).
 
     Raises:
         UsageError: the options make no sense.
@@ -44,6 +42,7 @@ class SimulatedOptions:
     max_batched_tokens: int = 2048
     step_overhead_s: float = 0.0
     kv_token_bytes: int = 131_072
+    prefix_caching: bool = True
 
     def __post_init__(self) -> None:
         least = {
@@ -63,32 +62,16 @@ class SimulatedOptions:
         """Whether nothing takes any time."""
         return not any(astuple(self.profile)[:6]) and not self.step_overhead_s
 
-
-_Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-
-
-class _ProfileFile(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
-    prefill_a: _Seconds
-    prefill_b: _Seconds
-    prefill_c: _Seconds
-    decode_d: _Seconds
-    decode_e: _Seconds
-    decode_f: _Seconds
-    kv_tokens: int = Field(ge=16)
-    seats: int = Field(ge=1)
-
-
-def profile_from_json(text: str | bytes) -> Profile:
-    """A profile from a JSON object with the fields of ``Profile``.
-
-    Raises:
-        UsageError: it is no such object; the message names the first field that is wrong.
-    """
-    try:
-        return Profile(**_ProfileFile.model_validate_json(text).model_dump())
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        place = "".join(f"{part}: " for part in first["loc"])
-        raise UsageError(f"not a valid profile: {place}{first['msg']}") from None
+    @property
+    def effective_profile(self) -> Profile:
+        """The profile as somebody measures it from outside, speed and overhead of the steps included."""
+        profile, overhead = self.profile, self.step_overhead_s
+        return replace(
+            profile,
+            prefill_a=(profile.prefill_a + overhead) / self.speed,
+            prefill_b=profile.prefill_b / self.speed,
+            prefill_c=profile.prefill_c / self.speed,
+            decode_d=(profile.decode_d + overhead) / self.speed,
+            decode_e=profile.decode_e / self.speed,
+            decode_f=profile.decode_f / self.speed,
+        )

@@ -222,6 +222,7 @@ def main(
     mean_output_tokens: Annotated[float, typer.Option(help="Mean length of an answer.")] = 128.0,
     speed: Annotated[float, typer.Option(help="Times faster than the profile.")] = 1.0,
     seed: Annotated[int, typer.Option(help="Decides the lengths of answers.")] = 0,
+    prefix_caching: Annotated[bool, typer.Option(help="Find beginnings of prompts in the KV cache.")] = True,
     api_key: Annotated[str | None, typer.Option(envvar="TOKENYARD_API_KEY", help="Key to ask for.")] = None,
 ) -> None:
     """Serve a simulated model over the OpenAI API."""
@@ -236,6 +237,7 @@ def main(
             mean_output_tokens=mean_output_tokens,
             speed=speed,
             seed=seed,
+            prefix_caching=prefix_caching,
         )
         with suppress(KeyboardInterrupt):
             asyncio.run(_serve_forever(options, host, port, api_key))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 from array import array
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -28,6 +29,9 @@ _FILLER = "sim "  # one token of made-up text
 _DEFAULT_DIMENSIONS = 16
 _MOST_DIMENSIONS = 8192
 _NORMAL = NormalDist()
+_COUNT = re.compile(r"[1-9][0-9]{0,8}")
+#: A request whose ``metadata`` names so many output tokens gets them: benchmarks replay the lengths of a trace.
+OUTPUT_TOKENS_KEY = "simulated_output_tokens"
 
 
 class RefusedError(Exception):
@@ -140,15 +144,28 @@ def _choices(prompts: list[int], raw: bytes, body: Json, limits: Limits) -> list
     most = _whole_number(body, name, context, 1, context)
     least = _whole_number(body, "min_tokens", 1, 0, most)
     count = _whole_number(body, "n", 1, 1, MAX_CHOICES)
+    named = _named_length(body)
     choices: list[tuple[int, int, bool]] = []
     for prompt in prompts:
         limit = min(most, context - prompt)
         for _ in range(count):
             wanted = limit
             if body.get("ignore_eos") is not True:
-                wanted = max(least, 1, _drawn_length(raw, len(choices), limits))
+                wanted = max(least, 1, named or _drawn_length(raw, len(choices), limits))
             choices.append((prompt, min(wanted, limit), wanted >= limit))
     return choices
+
+
+def _named_length(body: Json) -> int | None:
+    """Output tokens that the request's metadata names: whatever a router does to the body, they stay the same."""
+    metadata = body.get("metadata")
+    named = metadata.get(OUTPUT_TOKENS_KEY) if isinstance(metadata, dict) else None
+    if named is None:
+        return None
+    if not isinstance(named, str) or not _COUNT.fullmatch(named):  # metadata are strings, says OpenAI
+        param = f"metadata.{OUTPUT_TOKENS_KEY}"
+        raise RefusedError(400, f"{param} has to be a whole number above 0, as a string", param)
+    return int(named)
 
 
 def _drawn_length(raw: bytes, index: int, limits: Limits) -> int:
@@ -211,16 +228,18 @@ def filler(tokens: int) -> str:
     return _FILLER * tokens
 
 
-def usage(work: Work, output_tokens: int) -> Json:
-    """The usage object of a response."""
+def usage(work: Work, output_tokens: int, cached_tokens: int | None = None) -> Json:
+    """The usage object of a response, with its cached prompt tokens where they are told."""
     prompt_tokens = work.prompt_tokens
-    counts = {"prompt_tokens": prompt_tokens, "total_tokens": prompt_tokens + output_tokens}
+    counts: Json = {"prompt_tokens": prompt_tokens, "total_tokens": prompt_tokens + output_tokens}
     if work.kind != "embedding":
         counts["completion_tokens"] = output_tokens
+    if cached_tokens is not None:
+        counts["prompt_tokens_details"] = {"cached_tokens": cached_tokens}
     return counts
 
 
-def response_body(work: Work, response_id: str, created: int) -> bytes:
+def response_body(work: Work, response_id: str, created: int, cached_tokens: int = 0) -> bytes:
     """The whole response as JSON. ``created`` is in seconds since 1970."""
     if work.kind == "embedding":
         data = [
@@ -244,7 +263,7 @@ def response_body(work: Work, response_id: str, created: int) -> bytes:
             "created": created,
             "model": work.model,
             "choices": choices,
-            "usage": usage(work, work.output_tokens),
+            "usage": usage(work, work.output_tokens, cached_tokens),
         }
     )
 

@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 
 import psutil
 
+from broker.engine_steps import EngineStep
 from workers.engines.base import (
     Capacity,
     EngineRequest,
@@ -24,6 +25,7 @@ from workers.engines.base import (
     EngineUnavailableError,
     Load,
 )
+from workers.engines.vllm_counters import VllmCounters
 from workers.engines.vllm_options import VllmOptions
 from workers.engines.vllm_process import (
     OrphanGuard,
@@ -46,40 +48,23 @@ _Llm = Any
 _Arguments = Any
 
 
-class _Counters:
-    """What vLLM tells after every step; it takes this for one of its stat loggers."""
-
-    def __init__(self) -> None:
-        self.running = 0
-        self.waiting = 0
-        self.kv_usage = 0.0
-        self.prompt_tokens = 0
-        self.output_tokens = 0
-
-    def record(self, scheduler_stats: Any, iteration_stats: Any, **_: Any) -> None:
-        if scheduler_stats is not None:
-            self.running = scheduler_stats.num_running_reqs
-            self.waiting = scheduler_stats.num_waiting_reqs + scheduler_stats.num_skipped_waiting_reqs
-            self.kv_usage = scheduler_stats.kv_cache_usage
-        if iteration_stats is not None:
-            self.prompt_tokens += iteration_stats.prompt_token_stats.computed
-            self.output_tokens += iteration_stats.num_generation_tokens
-
-    def log_engine_initialized(self) -> None:
-        """Part of vLLM's interface: nothing to do."""
-
-
 class VllmEngine:
     """One vLLM engine, its core in a child process. See ``workers.engines.base.Engine``."""
 
-    def __init__(self, options: VllmOptions) -> None:
+    def __init__(self, options: VllmOptions, observe: Callable[[EngineStep], None] | None = None) -> None:
+        """Start nothing yet.
+
+        Args:
+            observe: told about every step, where the options ask for ``enable-logging-iteration-details``.
+        """
         self._options = options
+        self._observe = observe
         self._llm: _Llm = None
         self._building: asyncio.Future[_Arguments] | None = None
         self._stopping = False
         self._guard: OrphanGuard | None = None
         self._endpoints: dict[str, Endpoint] = {}
-        self._counters = _Counters()
+        self._counters = VllmCounters(self._observe)
         self._kv_tokens = 0
         self._free_memory: Callable[[], int] = _host_memory
         self._in_flight = 0
@@ -93,7 +78,7 @@ class VllmEngine:
         check_model(self._options.model)
         prepare_process(self._options)
         self._stopping = False
-        self._counters = _Counters()
+        self._counters = VllmCounters(self._observe)
         self._guard = OrphanGuard()
         relay = StderrRelay()
         try:
@@ -169,6 +154,10 @@ class VllmEngine:
             seats=config.scheduler_config.max_num_seqs,
             context_tokens=config.model_config.max_model_len,
             version=f"vllm {__version__}",
+            dtype=str(config.model_config.dtype).removeprefix("torch."),
+            tensor_parallel=config.parallel_config.tensor_parallel_size,
+            max_batched_tokens=config.scheduler_config.max_num_batched_tokens,
+            variant=_variant(config),
         )
 
     async def run(self, request: EngineRequest) -> EngineResponse:
@@ -215,6 +204,7 @@ class VllmEngine:
             prompt_tokens_total=self._counters.prompt_tokens,
             output_tokens_total=self._counters.output_tokens,
             free_memory_bytes=self._free_memory(),
+            steps_total=self._counters.steps,
         )
 
     async def stop(self) -> None:
@@ -250,6 +240,20 @@ def _parse_flags(flags: list[str]) -> _Arguments:
             raise EngineStartError(f"vLLM does not take these engine options: {' '.join(message.split())}")
 
     return AsyncEngineArgs.add_cli_args(BaseFrontendArgs.add_cli_args(Parser())).parse_args(flags)
+
+
+def _variant(config: Any) -> str:
+    """What decides the speed of an engine beside what its capacity names."""
+    model, cache, parallel = config.model_config, config.cache_config, config.parallel_config
+    said = {
+        "eager": model.enforce_eager,
+        f"{model.quantization}": model.quantization is not None,
+        f"kv {cache.cache_dtype}": cache.cache_dtype != "auto",
+        f"pp {parallel.pipeline_parallel_size}": parallel.pipeline_parallel_size > 1,
+        f"dp {parallel.data_parallel_size}": parallel.data_parallel_size > 1,
+        "speculative": config.speculative_config is not None,
+    }
+    return ", ".join(word for word, holds in said.items() if holds)
 
 
 def _look_at_device(devices: int) -> tuple[str, Callable[[], int]]:

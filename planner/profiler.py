@@ -1,0 +1,150 @@
+"""Measures an engine within a budget of time: runs loads, cheapest first, and fits the step-time model to them."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Iterable
+from typing import NamedTuple, Protocol
+
+from broker.engine_steps import EngineStep
+from broker.errors import TokenyardError
+from planner.fit import Fit, Point, fit_profile
+from planner.measured_steps import EngineLimits, Lengths, Load, Observation, points_of, terms_of
+from planner.profiling_plan import first_loads, further_loads, warm_up
+
+log = logging.getLogger(__name__)
+
+#: Tokens each request generates: enough steps for a median, and for the time of the whole to be mostly decoding.
+_OUTPUT_TOKENS = 24
+
+
+class ProfilingError(TokenyardError):
+    """The engine could not be measured."""
+
+
+class Bench(Protocol):
+    """A started engine, as the profiler drives it."""
+
+    async def run(self, request: Lengths) -> Lengths:
+        """Run one request with a prompt that the engine has not seen; returns the lengths it had.
+
+        Raises:
+            TokenyardError: the engine refused it, or died.
+        """
+        ...
+
+    def take_steps(self) -> list[EngineStep]:
+        """The engine's steps since the last call; always empty where it does not tell them."""
+        ...
+
+
+class Measurement(NamedTuple):
+    """What was found.
+
+    Attributes:
+        fit: the profile and its errors.
+        loads: loads that were run.
+        seconds: how long it took.
+        by_steps: whether the engine told its steps; else whole requests were timed.
+    """
+
+    fit: Fit
+    loads: int
+    seconds: float
+    by_steps: bool
+
+
+async def measure(bench: Bench, limits: EngineLimits, *, budget_s: float) -> Measurement:
+    """Measure a started engine that nobody else uses.
+
+    The few loads without which nothing can be fitted are always run. What they tell predicts how long each further one
+    will take; these are run cheapest first, then all once more, until the next would end after the budget.
+
+    Args:
+        limits: what the engine can hold.
+        budget_s: seconds to spend, about.
+
+    Raises:
+        ProfilingError: nothing it answered took any time.
+        TokenyardError: a request failed.
+    """
+    session = _Session(bench, limits, budget_s)
+    for load in warm_up(limits):
+        await session.run(load)
+    session.observations.clear()
+    first = first_loads(limits, _OUTPUT_TOKENS)
+    for load in first:
+        await session.run(load)
+    by_steps = any(point.kind != "whole" for point in session.points())
+    further = [load for load in further_loads(limits, _OUTPUT_TOKENS) if by_steps or load.together]
+    await session.run_cheapest(further)
+    # What time is left goes into repeats, so that what disturbs the device for a while does not decide.
+    await session.run_cheapest([*first, *further])
+    return Measurement(session.fit(), len(session.observations), session.spent(), by_steps)
+
+
+class _Session:
+    """One measurement under way."""
+
+    def __init__(self, bench: Bench, limits: EngineLimits, budget_s: float) -> None:
+        self.observations: list[Observation] = []
+        self._bench = bench
+        self._limits = limits
+        self._budget_s = budget_s
+        self._loop = asyncio.get_running_loop()
+        self._began = self._loop.time()
+
+    def spent(self) -> float:
+        """Seconds since the start."""
+        return self._loop.time() - self._began
+
+    def points(self) -> list[Point]:
+        """What was measured so far."""
+        return points_of(self.observations, self._limits)
+
+    def fit(self) -> Fit:
+        """The profile by what was measured so far."""
+        try:
+            return fit_profile(self.points(), kv_tokens=self._limits.kv_tokens, seats=self._limits.seats)
+        except ValueError as error:
+            raise ProfilingError(f"the engine cannot be measured: {error}") from None
+
+    async def run_cheapest(self, loads: Iterable[Load]) -> None:
+        """Run these loads, cheapest first by what is known by then, until the next would end after the budget."""
+        waiting = list(loads)
+        while waiting:
+            profile = self.fit().profile
+            predicted = [terms_of(load, self._limits).seconds(profile) for load in waiting]
+            cheapest = min(predicted)
+            if self.spent() + cheapest > self._budget_s:
+                return
+            await self.run(waiting.pop(predicted.index(cheapest)))
+
+    async def run(self, load: Load) -> None:
+        """Run a load and note what it took."""
+        self._bench.take_steps()
+        began = self._loop.time()
+        lengths = await _closed_loop(self._bench, load)
+        seconds = self._loop.time() - began
+        log.debug("%d requests of %s, %d at once: %.3f s", len(lengths), lengths[0], load.concurrency, seconds)
+        observed = Load(tuple(lengths), load.concurrency)
+        self.observations.append(Observation(observed, seconds, tuple(self._bench.take_steps())))
+
+
+async def _closed_loop(bench: Bench, load: Load) -> list[Lengths]:
+    """Run the requests in their order, so many at once; the lengths they had. The first to fail ends them all."""
+    found: list[Lengths] = list(load.requests)
+    queue = iter(enumerate(load.requests))
+
+    async def slot() -> None:
+        for place, request in queue:
+            found[place] = await bench.run(request)
+
+    try:
+        async with asyncio.TaskGroup() as group:
+            for _ in range(load.concurrency):
+                group.create_task(slot())
+    except ExceptionGroup as errors:
+        raise errors.exceptions[0] from None
+    return found
