@@ -94,7 +94,9 @@ class Client:
                 continue
             chunk = chunks.setdefault(pool, _Chunk())
             identity = job_id(batch_id, request.custom_id)
-            chunk.jobs.append(Submission(identity, request.custom_id, request.url, request.body, request.max_tokens))
+            chunk.jobs.append(
+                Submission(identity, request.custom_id, request.url, request.body, request.max_tokens, request.prefix)
+            )
             chunk.size += len(request.body)
             if chunk.full():
                 await self._send(pool, batch_id, chunks.pop(pool), priority, report)

@@ -4,22 +4,39 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 #: No job has more; what claims so is forged, and would spoil what is learned from it.
 _MOST_TOKENS = 10**9
 
 
+class EndedTokens(NamedTuple):
+    """Lengths of an ended job in tokens: its prompt, its output, and how much of the prompt was in the prefix cache."""
+
+    prompt: int
+    output: int
+    cached: int
+
+
 @dataclass(frozen=True, slots=True)
 class Completed:
-    """Jobs of a worker ended: job id -> prompt and output tokens."""
+    """Jobs of a worker ended: job id -> lengths."""
 
     worker: str
-    jobs: dict[str, tuple[int, int]]
+    jobs: dict[str, EndedTokens]
 
 
 @dataclass(frozen=True, slots=True)
 class Returned:
     """Jobs left a worker's queue and wait again."""
+
+    worker: str
+    jobs: list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Dropped:
+    """Jobs left a worker's queue and do not wait: they go on, or ended, on another worker."""
 
     worker: str
     jobs: list[str]
@@ -39,7 +56,7 @@ class BatchCancelled:
     batch_id: str
 
 
-Event = Completed | Returned | WorkerChanged | BatchCancelled
+Event = Completed | Returned | Dropped | WorkerChanged | BatchCancelled
 
 
 def parse_event(fields: Mapping[str, str]) -> Event | None:
@@ -50,6 +67,8 @@ def parse_event(fields: Mapping[str, str]) -> Event | None:
                 return Completed(fields["worker"], dict(_ended(text) for text in fields["jobs"].split()))
             case "returned":
                 return Returned(fields["worker"], fields["jobs"].split())
+            case "dropped":
+                return Dropped(fields["worker"], fields["jobs"].split())
             case "worker":
                 return WorkerChanged(fields["worker"])
             case "cancelled":
@@ -60,9 +79,9 @@ def parse_event(fields: Mapping[str, str]) -> Event | None:
         return None
 
 
-def _ended(text: str) -> tuple[str, tuple[int, int]]:
-    job_id, prompt_tokens, output_tokens = text.rsplit(":", 2)
-    return job_id, (_tokens(prompt_tokens), _tokens(output_tokens))
+def _ended(text: str) -> tuple[str, EndedTokens]:
+    job_id, prompt, output, cached = text.rsplit(":", 3)
+    return job_id, EndedTokens(_tokens(prompt), _tokens(output), _tokens(cached))
 
 
 def _tokens(text: str) -> int:

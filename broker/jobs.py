@@ -10,6 +10,8 @@ import msgspec
 
 #: Error code of a request whose batch was cancelled, as OpenAI's Batch API has it.
 BATCH_CANCELLED = "batch_cancelled"
+#: Error code of an attempt that was aborted because its job ended elsewhere; never that of a result.
+ABORTED = "aborted"
 
 
 class Priority(StrEnum):
@@ -24,7 +26,9 @@ class JobState(StrEnum):
     """Where a job is.
 
     ``queued`` (request stream) -> ``dispatched`` (device queue; started once its worker has taken the entry) ->
-    ``done``, ``failed`` or ``cancelled``; from ``dispatched`` back to ``queued`` when its worker drains or dies.
+    ``done``, ``failed`` or ``cancelled``; from ``dispatched`` back to ``queued`` when its worker drains or dies, or
+    when it is taken back before it started. A dispatched job may have a copy in a second device queue: the first
+    result ends it, and where one of the two goes away it goes on at the other.
     """
 
     QUEUED = "queued"
@@ -43,6 +47,7 @@ class Submission(msgspec.Struct, frozen=True):
         url: OpenAI path.
         body: JSON object of the request, kept as the client wrote it.
         max_tokens: most tokens it may generate, 0 where it does not say.
+        prefix: marks of how its prompt begins, as text (see ``broker.prefixes``); empty where it has none.
     """
 
     job_id: str
@@ -50,6 +55,7 @@ class Submission(msgspec.Struct, frozen=True):
     url: str
     body: bytes
     max_tokens: int
+    prefix: str = ""
 
 
 class WaitingJob(msgspec.Struct, frozen=True):
@@ -63,6 +69,7 @@ class WaitingJob(msgspec.Struct, frozen=True):
         priority: level it is served at, also when it was returned.
         body_bytes: size of the request's body in bytes.
         max_tokens: most tokens it may generate, 0 where it does not say.
+        prefix: marks of how its prompt begins, as text; ``prefixes.parse_marks`` reads and checks it.
     """
 
     job_id: str
@@ -72,6 +79,7 @@ class WaitingJob(msgspec.Struct, frozen=True):
     priority: str
     body_bytes: int
     max_tokens: int
+    prefix: str = ""
 
 
 class Delivery(msgspec.Struct, frozen=True):
@@ -87,6 +95,8 @@ class Delivery(msgspec.Struct, frozen=True):
         started: when it was taken, likewise.
         url: OpenAI path.
         body: JSON object of the request.
+        prompt_tokens: length of the prompt in tokens as predicted at dispatch, 0 where not known.
+        max_tokens: most tokens it may generate, 0 where it does not say.
     """
 
     entry_id: str
@@ -98,6 +108,8 @@ class Delivery(msgspec.Struct, frozen=True):
     started: str
     url: str
     body: bytes
+    prompt_tokens: int = 0
+    max_tokens: int = 0
 
 
 class Outcome(msgspec.Struct, frozen=True):
@@ -109,8 +121,10 @@ class Outcome(msgspec.Struct, frozen=True):
         body: response body or error body, empty where there is none.
         prompt_tokens: tokens of the prompt.
         output_tokens: tokens generated.
-        error_code: set where there is no response, for example ``batch_cancelled``.
+        error_code: set where there is no response, for example ``batch_cancelled``; ``aborted`` where the attempt was
+            told to stop: then the tokens are an estimate of what was computed in vain.
         error_message: one line for the error file.
+        cached_tokens: prompt tokens found in the prefix cache.
     """
 
     delivery: Delivery
@@ -120,6 +134,7 @@ class Outcome(msgspec.Struct, frozen=True):
     output_tokens: int = 0
     error_code: str = ""
     error_message: str = ""
+    cached_tokens: int = 0
 
     @property
     def state(self) -> JobState:
@@ -146,6 +161,12 @@ class Result(msgspec.Struct, frozen=True):
         attempt: the attempt that counted.
         submitted: when it was submitted, seconds since the epoch on Redis' clock.
         started: when its last attempt started, 0 where none did.
+        dispatched: when the attempt that counted was put into its device queue, likewise.
+        ended: when the job ended, on the same clock.
+        predicted_s: time from dispatch to result that was expected, in seconds, 0 where the policy did not say.
+        predicted_output_tokens: output tokens that were expected.
+        reason: why this device, in a word.
+        cached_tokens: prompt tokens found in the prefix cache.
     """
 
     cursor: str
@@ -161,6 +182,12 @@ class Result(msgspec.Struct, frozen=True):
     attempt: int
     submitted: float = 0.0
     started: float = 0.0
+    dispatched: float = 0.0
+    ended: float = 0.0
+    predicted_s: float = 0.0
+    predicted_output_tokens: int = 0
+    reason: str = ""
+    cached_tokens: int = 0
 
     @property
     def ok(self) -> bool:
@@ -169,7 +196,12 @@ class Result(msgspec.Struct, frozen=True):
 
 
 class BatchCounts(msgspec.Struct, frozen=True):
-    """How far a batch is: numbers of jobs and of tokens."""
+    """How far a batch is: numbers of jobs and of tokens.
+
+    ``copies`` are jobs that were started a second time elsewhere, ``copies_won`` those whose copy ended first. The
+    wasted tokens are work of these two that no result shows; those of a request that was aborted are an estimate of
+    its worker, which comes a moment after the result.
+    """
 
     total: int = 0
     done: int = 0
@@ -179,6 +211,10 @@ class BatchCounts(msgspec.Struct, frozen=True):
     output_tokens: int = 0
     sealed: bool = False
     state: str = "open"
+    wasted_prompt_tokens: int = 0
+    wasted_output_tokens: int = 0
+    copies: int = 0
+    copies_won: int = 0
 
     @property
     def ended(self) -> int:
@@ -201,6 +237,10 @@ class BatchCounts(msgspec.Struct, frozen=True):
             output_tokens=self.output_tokens + other.output_tokens,
             sealed=self.sealed and other.sealed,
             state=self.state if self.state != "open" else other.state,
+            wasted_prompt_tokens=self.wasted_prompt_tokens + other.wasted_prompt_tokens,
+            wasted_output_tokens=self.wasted_output_tokens + other.wasted_output_tokens,
+            copies=self.copies + other.copies,
+            copies_won=self.copies_won + other.copies_won,
         )
 
 

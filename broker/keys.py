@@ -13,8 +13,10 @@ The keys of one pool share a hash tag, so that a pool lives on one shard of a Re
 ``ty:{pool}:batches``                  for ever; a member goes when it is among the oldest and its batch expired
 ``ty:{pool}:device:WORKER``            the worker's lifetime; holds just the jobs bound to it
 ``ty:{pool}:control:WORKER``           a minute after the last order
+``ty:{pool}:losers:WORKER``            the worker's lifetime, at most the result TTL after the last was added
 ``ty:{pool}:worker:WORKER``            heartbeat TTL
 ``ty:{pool}:workers``                  the pool's lifetime; a member goes with its worker
+``ty:{pool}:profiles``                 for ever: a measurement outlives what it measured; the next one replaces it
 ``ty:{pool}:events``                   for ever, but bounded in length
 ``ty:{pool}:lease``                    lease TTL
 ``ty:{pool}:epoch``                    for ever: the fencing number must only grow
@@ -81,6 +83,11 @@ class PoolKeys:
         """Orders to a worker: cancel a job or a batch."""
         return f"{self.prefix}control:{worker}"
 
+    def losers(self, worker: str) -> str:
+        """Hash of running entries whose job another device ended first: entry -> batch, until their worker has said
+        what it had computed in vain."""
+        return f"{self.prefix}losers:{worker}"
+
     def worker(self, worker: str) -> str:
         """The worker's heartbeat."""
         return f"{self.prefix}worker:{worker}"
@@ -89,6 +96,11 @@ class PoolKeys:
     def workers(self) -> str:
         """Sorted set of worker names by the time of the last heartbeat (seconds, Redis' clock)."""
         return f"{self.prefix}workers"
+
+    @property
+    def profiles(self) -> str:
+        """Hash of measured profiles: what was measured, in words -> the record as JSON."""
+        return f"{self.prefix}profiles"
 
     @property
     def events(self) -> str:

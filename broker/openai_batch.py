@@ -11,6 +11,8 @@ from typing import Any, cast
 
 import msgspec
 
+from broker.prefixes import MIN_BYTES, format_marks, prefix_marks
+
 # The list (or text) each endpoint cannot do without; its keys are the endpoints served.
 _REQUIRED_FIELD = {
     "/v1/chat/completions": "messages",
@@ -40,6 +42,7 @@ class RequestLine(msgspec.Struct, frozen=True, gc=False):
         body: the JSON object of the request, byte for byte as given.
         max_tokens: most output tokens it asks for; 0 where it names none, or none that is a positive integer.
         line: its line number, from 1.
+        prefix: marks of how its prompt begins, as text (see ``broker.prefixes``); empty where it has none.
     """
 
     custom_id: str
@@ -48,6 +51,7 @@ class RequestLine(msgspec.Struct, frozen=True, gc=False):
     body: bytes
     max_tokens: int
     line: int
+    prefix: str = ""
 
 
 class LineError(msgspec.Struct, frozen=True, gc=False):
@@ -128,7 +132,8 @@ def parse_line(raw: bytes, *, line: int, source: str, max_bytes: int) -> Request
         body = _checked_body(fields, url)
         model = _text(body, "model", "body.model")
         max_tokens = _max_tokens(body)
-        return RequestLine(custom_id, url, model, bytes(_decode_body(raw).body), max_tokens, line)
+        prefix = format_marks(prefix_marks(url, body)) if len(raw) > MIN_BYTES else ""
+        return RequestLine(custom_id, url, model, bytes(_decode_body(raw).body), max_tokens, line, prefix)
     except _RefusalError as refusal:
         code, problem = refusal.code, refusal.problem
     except _DECODE_ERRORS as error:

@@ -56,7 +56,7 @@ async def test_the_engine_is_told_which_attempt_it_is() -> None:
     executor = Executor(engine)
     executor.start(delivery(attempt=2))
     await eventually(lambda: engine.started)
-    assert engine.started == ["b.0-2"]
+    assert engine.started == ["b.0-0-2"]
     await executor.drop_all()
 
 
@@ -73,7 +73,7 @@ async def test_a_cancelled_batch_ends_as_such_also_where_the_engine_has_not_begu
     await executor.until(lambda: executor.running == 1)
     await executor.flush(outbox.send)
     assert [(o.delivery.job_id, o.error_code) for o in outbox.sent] == [("b.0", BATCH_CANCELLED)]
-    assert engine.aborted == (["b.0-1"] if begun else [])
+    assert engine.aborted == (["b.0-0-1"] if begun else [])
     await executor.drop_all()
 
 
@@ -93,7 +93,7 @@ async def test_a_job_that_comes_after_the_order_to_cancel_its_batch_ends_as_canc
         ("a", BATCH_CANCELLED),
         ("b", BATCH_CANCELLED),
     ]
-    assert engine.started == ["other.2-1"]
+    assert engine.started == ["other.2-2-1"]
     await executor.drop_all()
 
 
@@ -121,7 +121,7 @@ async def test_what_is_dropped_is_aborted_and_never_sent() -> None:
     executor.start(delivery(2))  # has not begun
     await executor.drop_all()
     assert executor.idle
-    assert engine.aborted == ["b.1-1"]
+    assert engine.aborted == ["b.1-1-1"]
     await executor.flush(outbox.send)
     assert outbox.sent == []
 
@@ -190,7 +190,7 @@ async def test_outcomes_stay_until_they_were_taken() -> None:
 async def test_calls_are_bounded_in_number_and_in_bytes() -> None:
     class Talkative(ManualEngine):
         async def run(self, request: EngineRequest) -> EngineResponse:
-            size = 3 * 2**20 if request.job_id == "b.0-1" else 1000
+            size = 3 * 2**20 if request.job_id == "b.0-0-1" else 1000
             return EngineResponse(200, b"x" * size, 1, 1)
 
     executor, outbox = Executor(Talkative()), Outbox()

@@ -11,8 +11,9 @@ from typing import Any
 import orjson
 
 from broker.concurrency import cancel_all
-from broker.jobs import BATCH_CANCELLED, Delivery, Outcome
-from workers.engines.base import Engine, EngineRequest, EngineUnavailableError
+from broker.jobs import ABORTED, BATCH_CANCELLED, Delivery, Outcome
+from workers.engines.base import Engine, EngineRequest, EngineUnavailableError, Load
+from workers.progress import Progress
 
 log = logging.getLogger(__name__)
 
@@ -20,19 +21,25 @@ log = logging.getLogger(__name__)
 _CHUNK = 250
 _CHUNK_BYTES = 2 * 2**20
 
-#: Cancelled batches remembered, for jobs that were under way from Redis when the order came.
+#: Cancelled batches and deliveries remembered, for jobs that were under way from Redis when the order came.
 _BATCHES_KEPT = 100
+_DELIVERIES_KEPT = 1000
 
 
 class Executor:
-    """The jobs of one worker that run now. An outcome stays here until Redis has it, also while Redis is away."""
+    """The jobs of one worker that run now. An outcome stays here until Redis has it, also while Redis is away.
+
+    All is kept by the device queue's entry: a job may come here again while the engine still aborts its last attempt.
+    """
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._tasks: dict[str, asyncio.Task[Outcome | None]] = {}
         self._deliveries: dict[str, Delivery] = {}
-        self._cancelled: set[str] = set()
+        self._progress = Progress()
+        self._instead: dict[str, Outcome] = {}  # what a task ends as once it is cancelled
         self._cancelled_batches: dict[str, None] = {}  # the latest
+        self._cancelled_entries: dict[str, None] = {}  # likewise
         self._outcomes: list[Outcome] = []
         self.done = asyncio.Event()  # an outcome is there to be sent
         self.jobs_total = 0
@@ -69,29 +76,44 @@ class Executor:
 
     def holds(self, delivery: Delivery) -> bool:
         """Whether this very attempt runs here, or ended and waits to be sent."""
-        return delivery.job_id in self._tasks or any(o.delivery.entry_id == delivery.entry_id for o in self._outcomes)
+        entry = delivery.entry_id
+        return entry in self._tasks or any(o.delivery.entry_id == entry for o in self._outcomes)
+
+    def load(self) -> Load:
+        """The engine's load. Looked at now and then, it tells how fast requests get on."""
+        load = self._engine.load()
+        self._progress.look(_now(), load.output_tokens_total)
+        return load
 
     def start(self, delivery: Delivery) -> None:
         """Run a delivery."""
-        self._deliveries[delivery.job_id] = delivery
+        entry = delivery.entry_id
+        self._deliveries[entry] = delivery
         task = asyncio.ensure_future(self._outcome(delivery))
-        self._tasks[delivery.job_id] = task
+        self._tasks[entry] = task
         task.add_done_callback(partial(self._ended, delivery))
+        if entry in self._cancelled_entries:
+            self.cancel_job(delivery.job_id, entry)
         if delivery.batch_id in self._cancelled_batches:
             self.cancel_batch(delivery.batch_id)
 
     def cancel_batch(self, batch_id: str) -> None:
         """Abort the batch's jobs in the engine; they end as cancelled. So does one that was on its way here."""
-        self._cancelled_batches[batch_id] = None
-        while len(self._cancelled_batches) > _BATCHES_KEPT:
-            del self._cancelled_batches[next(iter(self._cancelled_batches))]
+        _remember(self._cancelled_batches, batch_id, _BATCHES_KEPT)
         for delivery in [d for d in self._deliveries.values() if d.batch_id == batch_id]:
-            self._cancelled.add(delivery.job_id)
-            self._tasks[delivery.job_id].cancel()
+            self._stop(delivery, _cancelled_outcome(delivery))
+
+    def cancel_job(self, job_id: str, entry_id: str) -> None:
+        """Abort one delivery in the engine: its job ended elsewhere. What it had computed is reported as wasted."""
+        _remember(self._cancelled_entries, entry_id, _DELIVERIES_KEPT)
+        delivery = self._deliveries.get(entry_id)
+        if delivery is not None and delivery.job_id == job_id:
+            self._stop(delivery, self._aborted_outcome(delivery))
 
     async def drop_all(self) -> None:
         """Abort everything and forget it: these jobs are others' now."""
-        self._cancelled.clear()
+        self._instead.clear()
+        self._cancelled_entries.clear()
         while self._tasks:
             await cancel_all(list(self._tasks.values()))
             await asyncio.sleep(0)  # their callbacks run
@@ -113,22 +135,21 @@ class Executor:
 
     def _ended(self, delivery: Delivery, task: asyncio.Task[Outcome | None]) -> None:
         """A callback, not the task's own end: a task that is cancelled before it began runs none of its code."""
-        if task.cancelled():
-            ours = delivery.job_id in self._cancelled
-            outcome = _cancelled_outcome(delivery) if ours else None
-        else:
-            outcome = task.result()
-        if self._tasks.get(delivery.job_id) is task:
-            del self._tasks[delivery.job_id], self._deliveries[delivery.job_id]
-        self._cancelled.discard(delivery.job_id)
+        entry = delivery.entry_id
+        instead = self._instead.pop(entry, None)
+        outcome = instead if task.cancelled() else task.result()
+        if self._tasks.get(entry) is task:
+            del self._tasks[entry], self._deliveries[entry]
         if outcome is not None:
             self._outcomes.append(outcome)
-            self.jobs_total += 1
+            self.jobs_total += outcome.error_code != ABORTED
             self.done.set()
         self._changed.set()
 
     async def _outcome(self, delivery: Delivery) -> Outcome | None:
-        request = EngineRequest(f"{delivery.job_id}-{delivery.attempt}", delivery.url, delivery.body)
+        entry = delivery.entry_id
+        self._progress.begin(entry, _now())
+        request = EngineRequest(f"{delivery.job_id}-{entry}", delivery.url, delivery.body)
         try:
             response = await self._engine.run(request)
         except EngineUnavailableError as e:
@@ -138,7 +159,45 @@ class Executor:
         except Exception as e:  # one request must never take its worker along
             log.exception("job %s failed in the engine", delivery.job_id)
             return Outcome(delivery, 500, _error_body(e))
-        return Outcome(delivery, response.status_code, response.body, response.prompt_tokens, response.output_tokens)
+        finally:
+            self._progress.end(entry, _now())
+        return Outcome(
+            delivery,
+            response.status_code,
+            response.body,
+            response.prompt_tokens,
+            response.output_tokens,
+            cached_tokens=response.cached_tokens,
+        )
+
+    def _stop(self, delivery: Delivery, outcome: Outcome) -> None:
+        """Cancel what runs; it ends as ``outcome``, unless its response was there already."""
+        self._instead.setdefault(delivery.entry_id, outcome)
+        self._tasks[delivery.entry_id].cancel()
+
+    def _aborted_outcome(self, delivery: Delivery) -> Outcome:
+        """What was computed in vain, as an estimate: engines do not tell how far a single request is.
+
+        The prompt counts in full, as long as predicted, once the engine was given the request: it comes first. The
+        output is estimated from the engine's total (see ``Progress``), and is never more than the request allows.
+        """
+        entry = delivery.entry_id
+        if not self._progress.has_begun(entry):
+            return Outcome(delivery, 0, b"", error_code=ABORTED)
+        output = self._progress.output_tokens(entry, _now(), self._engine.load().output_tokens_total)
+        output = min(output, delivery.max_tokens) if delivery.max_tokens else output
+        return Outcome(delivery, 0, b"", delivery.prompt_tokens, output, ABORTED)
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()
+
+
+def _remember(latest: dict[str, None], name: str, limit: int) -> None:
+    """Add to the latest, and forget the oldest."""
+    latest[name] = None
+    while len(latest) > limit:
+        del latest[next(iter(latest))]
 
 
 def _cancelled_outcome(delivery: Delivery) -> Outcome:

@@ -74,7 +74,7 @@ class Worker:
             log.info("worker %s left after %d jobs", self._store.worker, self._executor.jobs_total)
 
     async def _beat(self) -> None:
-        await self._member.beat(lambda: (self._engine.load(), self._executor.jobs_total))
+        await self._member.beat(lambda: (self._executor.load(), self._executor.jobs_total))
 
     # Serving
 
@@ -105,6 +105,7 @@ class Worker:
             capacity.seats,
             capacity.kv_tokens,
         )
+        await self._member.learn_profile(capacity)
         self._member.started(capacity, draining=self._stopping.is_set())
 
     async def _recover(self) -> None:
@@ -163,10 +164,13 @@ class Worker:
         while True:
             position, orders = await self._store.orders(position)
             for order in orders:
-                if order.get("order") == "cancel" and "batch" in order:
-                    self._executor.cancel_batch(order["batch"])
-                else:
-                    log.warning("worker %s: order %r is none that it knows, skipped", self._store.worker, order)
+                match order:
+                    case {"order": "cancel", "batch": batch}:
+                        self._executor.cancel_batch(batch)
+                    case {"order": "cancel_job", "job": job, "entry": entry}:
+                        self._executor.cancel_job(job, entry)
+                    case _:
+                        log.warning("worker %s: order %r is none that it knows, skipped", self._store.worker, order)
 
     # Leaving
 

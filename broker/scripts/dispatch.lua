@@ -1,5 +1,6 @@
 -- Move jobs from the request streams to device queues, only while the caller holds the lease.
--- ARGV: prefix, epoch, ttl_s, msgpack [[worker, [[job id, batch, level, entry id, prompt tokens, output tokens], ...]], ...]
+-- ARGV: prefix, epoch, ttl_s, msgpack [[worker, [[job id, batch, level, entry id, prompt tokens, output tokens,
+--   predicted s, reason], ...]], ...]
 -- Returns {workers that take no jobs now, jobs that need no device any more}; or -1: the lease is another's.
 local prefix = ARGV[1]
 if redis.call('HGET', prefix .. 'lease', 'epoch') ~= ARGV[2] then return -1 end
@@ -15,14 +16,15 @@ for _, group in ipairs(cmsgpack.unpack(ARGV[4])) do
   else
     for _, j in ipairs(jobs) do
       local id, level = j[1], j[3]
-      if is_cancelled(tally, j[2]) then
+      if redis.call('HGET', job_prefix .. id, 'state') ~= 'queued' then
+        dropped[#dropped + 1] = id
+      elseif is_cancelled(tally, j[2]) then
         finish_cancelled(tally, id)
         dropped[#dropped + 1] = id
-      elseif redis.call('HGET', job_prefix .. id, 'state') == 'queued' then
-        redis.call('XADD', stream, '*', 'job', id, 'prompt_tokens', j[5], 'output_tokens', j[6])
-        redis.call('HSET', job_prefix .. id, 'state', 'dispatched', 'worker', worker, 'dispatched', at)
       else
-        dropped[#dropped + 1] = id
+        local entry = redis.call('XADD', stream, '*', 'job', id, 'prompt_tokens', j[5], 'output_tokens', j[6])
+        redis.call('HSET', job_prefix .. id, 'state', 'dispatched', 'worker', worker, 'entry', entry,
+          'dispatched', at, 'predicted_s', j[7], 'output_tokens', j[6], 'reason', j[8])
       end
       if not acked[level] then acked[level] = {} end
       table.insert(acked[level], j[4])

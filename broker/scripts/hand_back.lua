@@ -6,6 +6,8 @@ local prefix, worker = ARGV[1], ARGV[2]
 if not is_current(prefix .. 'worker:' .. worker, ARGV[3]) then return -1 end
 redis.call('HSET', prefix .. 'worker:' .. worker, 'state', ARGV[7])
 announce(prefix, 'kind', 'worker', 'worker', worker)
+-- An engine that died lost what it had computed: nobody will say how much that was.
+if ARGV[5] == '1' then redis.call('DEL', prefix .. 'losers:' .. worker) end
 local tally = batch_tally(prefix, ARGV[4])
 local n = give_back(tally, worker, ARGV[5] == '1', tonumber(ARGV[6]), 100000)
 write_tally(tally)

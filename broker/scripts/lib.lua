@@ -20,9 +20,14 @@ local function is_current(worker_key, incarnation)
   return redis.call('HGET', worker_key, 'incarnation') == incarnation
 end
 
--- Counters of the batches that one call touches, written once at its end.
+local function announce(prefix, ...)
+  redis.call('XADD', prefix .. 'events', 'MAXLEN', '~', 10000, '*', ...)
+end
+
+-- What one call changes of the batches and says of the workers it touches, written once at its end.
 local function batch_tally(prefix, ttl_s)
-  return {prefix = prefix, ttl_s = ttl_s, counts = {}, cancelled = {}}
+  return {prefix = prefix, ttl_s = ttl_s, counts = {}, wasted = {}, ended = {}, cancelled = {},
+    gone = {returned = {}, dropped = {}}}
 end
 
 local function is_cancelled(tally, batch)
@@ -34,14 +39,39 @@ local function is_cancelled(tally, batch)
   return known
 end
 
+local function counts_of(tally, batch)
+  local c = tally.counts[batch]
+  if not c then
+    c = {done = 0, failed = 0, cancelled = 0, prompt_tokens = 0, output_tokens = 0, copies = 0, copies_won = 0}
+    tally.counts[batch] = c
+  end
+  return c
+end
+
+-- Work that no result shows. Its batch may have ended meanwhile.
+local function count_wasted(tally, batch, prompt_tokens, output_tokens)
+  local w = tally.wasted[batch] or {0, 0}
+  tally.wasted[batch] = {w[1] + prompt_tokens, w[2] + output_tokens}
+end
+
+-- A job is off a worker: `how` is returned (it waits again, or has ended) or dropped (it goes on, or ended, elsewhere).
+local function note_gone(tally, how, worker, id)
+  local of_worker = tally.gone[how][worker]
+  if not of_worker then
+    of_worker = {}
+    tally.gone[how][worker] = of_worker
+  end
+  of_worker[#of_worker + 1] = id
+end
+
 -- What an ended job is called in its batch's index: its id without the batch.
 local function short_id(batch, id) return string.sub(id, #batch + 2) end
 
 -- The one way a job ends: its result becomes visible and is found by the job's id, all else of it goes.
--- `state`: done, failed or cancelled. The last two are given where there is no response. Returns 1; or 0 and changes
--- nothing: the job has ended.
+-- `state`: done, failed or cancelled. `record`: dispatched, predicted_s, output_tokens, reason. The last two are given
+-- where there is no response. Returns 1; or 0 and changes nothing: the job has ended.
 local function finish(tally, id, batch, custom_id, attempt, submitted, started, worker, state, status_code, body,
-    prompt_tokens, output_tokens, error_code, error_message)
+    prompt_tokens, output_tokens, cached_tokens, record, error_code, error_message)
   local prefix = tally.prefix
   if redis.call('DEL', prefix .. 'job:' .. id, prefix .. 'body:' .. id) == 0 then return 0 end
   local results = prefix .. 'results:' .. batch
@@ -49,29 +79,36 @@ local function finish(tally, id, batch, custom_id, attempt, submitted, started, 
   if error_code then
     entry = redis.call('XADD', results, '*', 'job', id, 'custom_id', custom_id, 'status_code', 0,
       'error_code', error_code, 'error_message', error_message, 'worker', worker, 'attempt', attempt,
-      'submitted', submitted, 'started', started)
+      'submitted', submitted, 'started', started, 'dispatched', record[1] or '', 'predicted_s', record[2] or '',
+      'predicted_output_tokens', record[3] or '', 'reason', record[4] or '')
   else
     entry = redis.call('XADD', results, '*', 'job', id, 'custom_id', custom_id, 'status_code', status_code,
-      'body', body, 'prompt_tokens', prompt_tokens, 'output_tokens', output_tokens, 'worker', worker,
-      'attempt', attempt, 'submitted', submitted, 'started', started)
+      'body', body, 'prompt_tokens', prompt_tokens, 'output_tokens', output_tokens, 'cached_tokens', cached_tokens,
+      'worker', worker, 'attempt', attempt, 'submitted', submitted, 'started', started,
+      'dispatched', record[1] or '', 'predicted_s', record[2] or '',
+      'predicted_output_tokens', record[3] or '', 'reason', record[4] or '')
   end
-  redis.call('HSET', prefix .. 'ended:' .. batch, short_id(batch, id), entry)
-  local c = tally.counts[batch]
-  if not c then
-    c = {done = 0, failed = 0, cancelled = 0, prompt_tokens = 0, output_tokens = 0}
-    tally.counts[batch] = c
+  local ended = tally.ended[batch]
+  if not ended then
+    ended = {}
+    tally.ended[batch] = ended
   end
+  ended[#ended + 1] = short_id(batch, id)
+  ended[#ended + 1] = entry
+  local c = counts_of(tally, batch)
   c[state] = c[state] + 1
   c.prompt_tokens = c.prompt_tokens + prompt_tokens
   c.output_tokens = c.output_tokens + output_tokens
   return 1
 end
 
--- End a job that has no response. Nothing happens where it has ended already.
+-- End a job that has no response and no other side. Nothing happens where it has ended already.
 local function finish_without_response(tally, id, state, worker, error_code, error_message)
-  local f = redis.call('HMGET', tally.prefix .. 'job:' .. id, 'batch', 'custom_id', 'attempt', 'submitted')
+  local f = redis.call('HMGET', tally.prefix .. 'job:' .. id, 'batch', 'custom_id', 'attempt', 'submitted',
+    'dispatched', 'predicted_s', 'output_tokens', 'reason')
   if not f[4] then return end
-  finish(tally, id, f[1], f[2], f[3], f[4], '', worker, state, 0, '', 0, 0, error_code, error_message)
+  finish(tally, id, f[1], f[2], f[3], f[4], '', worker, state, 0, '', 0, 0, 0, {f[5], f[6], f[7], f[8]},
+    error_code, error_message)
 end
 
 local function finish_cancelled(tally, id)
@@ -79,7 +116,41 @@ local function finish_cancelled(tally, id)
     'The batch was cancelled before this request ran.')
 end
 
+local function write_ended(tally)
+  for batch, pairs_of in pairs(tally.ended) do
+    for first = 1, #pairs_of, 1000 do
+      local last = math.min(first + 999, #pairs_of)
+      redis.call('HSET', tally.prefix .. 'ended:' .. batch, unpack(pairs_of, first, last))
+    end
+  end
+end
+
+-- A batch that is not there any more was forgotten: nobody will ask.
+local function write_wasted(tally)
+  for batch, tokens in pairs(tally.wasted) do
+    local key = tally.prefix .. 'batch:' .. batch
+    if redis.call('EXISTS', key) == 1 then
+      redis.call('HINCRBY', key, 'wasted_prompt_tokens', tokens[1])
+      redis.call('HINCRBY', key, 'wasted_output_tokens', tokens[2])
+    end
+  end
+end
+
+local function announce_gone(tally)
+  for how, workers in pairs(tally.gone) do
+    for worker, ids in pairs(workers) do
+      for first = 1, #ids, 1000 do
+        local last = math.min(first + 999, #ids)
+        announce(tally.prefix, 'kind', how, 'worker', worker, 'jobs', table.concat(ids, ' ', first, last))
+      end
+    end
+  end
+end
+
 local function write_tally(tally)
+  write_ended(tally)
+  write_wasted(tally)
+  announce_gone(tally)
   for batch, counts in pairs(tally.counts) do
     local key = tally.prefix .. 'batch:' .. batch
     for field, n in pairs(counts) do
@@ -105,10 +176,6 @@ local function list_batch(prefix, batch, at)
   end
 end
 
-local function announce(prefix, ...)
-  redis.call('XADD', prefix .. 'events', 'MAXLEN', '~', 10000, '*', ...)
-end
-
 -- The entries of a device queue that its worker has taken: these jobs have started. (No group: nobody took any.)
 local function taken_entries(stream, limit)
   local taken = {}
@@ -116,45 +183,74 @@ local function taken_entries(stream, limit)
   return taken
 end
 
-local function wait_again(prefix, id, job, started)
+-- The marks of a job's prefix as a field, in calls that end with it; no field where it has none.
+local function with_prefix(marks)
+  if marks and marks ~= '' then return 'prefix', marks end
+end
+
+local function wait_again(prefix, id, started)
   local key = prefix .. 'job:' .. id
   if started then redis.call('HINCRBY', key, 'attempt', 1) end
-  redis.call('HSET', key, 'state', 'queued', 'worker', '')
-  redis.call('XADD', prefix .. 'requests:returned', '*', 'job', id, 'batch', job[1], 'priority', job[3],
-    'body_bytes', redis.call('STRLEN', prefix .. 'body:' .. id), 'max_tokens', job[4])
+  redis.call('HSET', key, 'state', 'queued', 'worker', '', 'entry', '')
+  redis.call('HDEL', key, 'dispatched', 'predicted_s', 'output_tokens', 'reason')
+  local f = redis.call('HMGET', key, 'batch', 'priority', 'max_tokens', 'prefix')
+  redis.call('XADD', prefix .. 'requests:returned', '*', 'job', id, 'batch', f[1], 'priority', f[2],
+    'body_bytes', redis.call('STRLEN', prefix .. 'body:' .. id), 'max_tokens', f[3], with_prefix(f[4]))
+end
+
+local function forget_copy(key)
+  redis.call('HDEL', key, 'copy', 'copy_entry', 'copy_dispatched', 'copy_predicted_s', 'copy_output_tokens')
+end
+
+-- The copy of a job becomes the job.
+local function promote_copy(key)
+  local c = redis.call('HMGET', key, 'copy', 'copy_entry', 'copy_dispatched', 'copy_predicted_s', 'copy_output_tokens')
+  redis.call('HSET', key, 'worker', c[1], 'entry', c[2] or '', 'dispatched', c[3] or '', 'predicted_s', c[4] or '',
+    'output_tokens', c[5] or '', 'reason', 'copy')
+  forget_copy(key)
+end
+
+-- A side of a job leaves its worker without a result; the caller removes its entry. Where the job has another side it
+-- goes on there, with no attempt charged; else it waits again, with attempt + 1 where it had started, or ends.
+-- Returns 1 where it went back or ended; else 0.
+local function leave(tally, id, worker, entry, started, max_attempts)
+  local key = tally.prefix .. 'job:' .. id
+  local f = redis.call('HMGET', key, 'batch', 'attempt', 'worker', 'entry', 'copy', 'copy_entry')
+  local is_copy = f[5] == worker and f[6] == entry
+  if not f[1] or not (is_copy or f[3] == worker and f[4] == entry) then return 0 end
+  if f[5] then
+    if is_copy then forget_copy(key) else promote_copy(key) end
+    note_gone(tally, 'dropped', worker, id)
+    return 0
+  end
+  if is_cancelled(tally, f[1]) then
+    finish_cancelled(tally, id)
+  elseif started and tonumber(f[2]) >= max_attempts then
+    finish_without_response(tally, id, 'failed', worker, 'attempts_exhausted',
+      'Its worker went away in each of ' .. f[2] .. ' attempts.')
+  else
+    wait_again(tally.prefix, id, started)
+  end
+  note_gone(tally, 'returned', worker, id)
+  return 1
 end
 
 -- Jobs of a device queue back to the request stream. A device queue holds just the jobs bound to its worker.
 -- `also_running`: the ones that had started, too, with attempt + 1. Returns how many went back.
 local function give_back(tally, worker, also_running, max_attempts, limit)
-  local prefix = tally.prefix
-  local stream = prefix .. 'device:' .. worker
+  local stream = tally.prefix .. 'device:' .. worker
   if redis.call('EXISTS', stream) == 0 then return 0 end
   local taken = taken_entries(stream, limit)
-  local gone, returned = {}, {}
+  local gone, returned = {}, 0
   for _, e in ipairs(redis.call('XRANGE', stream, '-', '+', 'COUNT', limit)) do
-    local id, started = e[2][2] or '', taken[e[1]]
+    local started = taken[e[1]]
     if also_running or not started then
       gone[#gone + 1] = e[1]
-      local job = redis.call('HMGET', prefix .. 'job:' .. id, 'batch', 'attempt', 'priority', 'max_tokens')
-      if job[4] then
-        returned[#returned + 1] = id
-        if is_cancelled(tally, job[1]) then
-          finish_cancelled(tally, id)
-        elseif started and tonumber(job[2]) >= max_attempts then
-          finish_without_response(tally, id, 'failed', worker, 'attempts_exhausted',
-            'Its worker went away in each of ' .. job[2] .. ' attempts.')
-        else
-          wait_again(prefix, id, job, started)
-        end
-      end
+      returned = returned + leave(tally, e[2][2] or '', worker, e[1], started, max_attempts)
     end
   end
   remove_entries(stream, 'worker', gone)
-  if #returned > 0 then
-    announce(prefix, 'kind', 'returned', 'worker', worker, 'jobs', table.concat(returned, ' '))
-  end
-  return #returned
+  return returned
 end
 
 -- Everything of a device queue back, in steps of bounded size. Returns how many jobs went back.

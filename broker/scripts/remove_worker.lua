@@ -15,7 +15,8 @@ end
 local tally = batch_tally(prefix, ARGV[5])
 local n = give_all_back(tally, worker, tonumber(ARGV[6]))
 write_tally(tally)
-redis.call('DEL', key, prefix .. 'device:' .. worker, prefix .. 'control:' .. worker)
+redis.call('DEL', key, prefix .. 'device:' .. worker, prefix .. 'control:' .. worker,
+  prefix .. 'losers:' .. worker)
 redis.call('ZREM', prefix .. 'workers', worker)
 announce(prefix, 'kind', 'worker', 'worker', worker)
 return n

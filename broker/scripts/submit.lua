@@ -1,5 +1,5 @@
 -- Write jobs, add them to the request stream, count the batch. The same job id twice is one job.
--- ARGV: prefix, batch id, priority, msgpack [[job id, custom_id, url, body, max_tokens], ...]
+-- ARGV: prefix, batch id, priority, msgpack [[job id, custom_id, url, body, max_tokens, prefix marks or ''], ...]
 -- Returns how many were new, or -1 where the batch is cancelled.
 local prefix, batch, priority = ARGV[1], ARGV[2], ARGV[3]
 local batch_key, ended = prefix .. 'batch:' .. batch, prefix .. 'ended:' .. batch
@@ -10,14 +10,14 @@ local some_ended = redis.call('EXISTS', ended) == 1
 local job_prefix, body_prefix = prefix .. 'job:', prefix .. 'body:'
 local new = 0
 for _, j in ipairs(cmsgpack.unpack(ARGV[4])) do
-  local id, body, max_tokens = j[1], j[4], j[5]
+  local id, body, max_tokens, marks = j[1], j[4], j[5], j[6]
   local has_ended = some_ended and redis.call('HEXISTS', ended, short_id(batch, id)) == 1
   if not has_ended and redis.call('SET', body_prefix .. id, body, 'NX') then
     new = new + 1
     redis.call('HSET', job_prefix .. id, 'state', 'queued', 'batch', batch, 'custom_id', j[2], 'url', j[3],
-      'priority', priority, 'max_tokens', max_tokens, 'attempt', 1, 'submitted', at)
+      'priority', priority, 'max_tokens', max_tokens, 'attempt', 1, 'submitted', at, with_prefix(marks))
     redis.call('XADD', stream, '*', 'job', id, 'batch', batch, 'priority', priority, 'body_bytes', #body,
-      'max_tokens', max_tokens)
+      'max_tokens', max_tokens, with_prefix(marks))
   end
 end
 list_batch(prefix, batch, at)

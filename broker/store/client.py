@@ -13,6 +13,8 @@ from broker.jobs import BatchCounts, Priority, Result, Submission
 
 #: A larger max_tokens means the same; Lua writes numbers above 10^17 in a form that is no integer.
 _MOST_TOKENS = 10**9
+#: No time (milliseconds since the epoch) and no number of tokens is larger.
+_MOST = 10**15
 
 
 class Registry:
@@ -66,7 +68,10 @@ class ClientStore:
         Raises:
             UsageError: the batch is cancelled.
         """
-        rows = [(j.job_id, j.custom_id, j.url, scripts.text(j.body), min(j.max_tokens, _MOST_TOKENS)) for j in jobs]
+        rows = [
+            (j.job_id, j.custom_id, j.url, scripts.text(j.body), min(j.max_tokens, _MOST_TOKENS), j.prefix)
+            for j in jobs
+        ]
         args = [self.keys.prefix, batch_id, priority.value, scripts.pack(rows)]
         new = int(await self._submit(args=args))
         if new < 0:
@@ -125,4 +130,19 @@ def _result(entry: bytes, fields: dict[bytes, bytes]) -> Result:
         attempt=int(fields[b"attempt"]),
         submitted=float(fields[b"submitted"]),
         started=float(fields[b"started"] or 0),
+        dispatched=_number(fields.get(b"dispatched")),
+        ended=_number(entry.partition(b"-")[0]) / 1000,  # a stream's ids are milliseconds on Redis' clock
+        predicted_s=_number(fields.get(b"predicted_s")),
+        predicted_output_tokens=int(_number(fields.get(b"predicted_output_tokens"))),
+        reason=scripts.text(fields.get(b"reason", b"")),
+        cached_tokens=int(_number(fields.get(b"cached_tokens"))),
     )
+
+
+def _number(raw: bytes | None) -> float:
+    """A number that only informs; 0 where it is none that makes sense (anyone can write to Redis)."""
+    try:
+        number = float(raw or 0)
+    except ValueError:
+        return 0.0
+    return number if 0 <= number <= _MOST else 0.0

@@ -7,6 +7,7 @@ from typing import Any
 from broker import keys
 from broker.cluster import Heartbeat, parse_heartbeat
 from broker.connection import BLOCK_S, RedisClient
+from broker.job_record import JobRecord, batch_of, cursor_before, parse_job, short_id
 from broker.scripts import text
 
 
@@ -49,6 +50,19 @@ class MonitorStore:
             pipe.exists(self.keys.batch(batch_id))
         there = await pipe.execute() if ids else []
         return [batch_id for batch_id, exists in zip(ids, there, strict=True) if exists]
+
+    async def job(self, job_id: str) -> JobRecord | None:
+        """A job that has not ended; None where there is none of that id, or what is stored is no job."""
+        pipe = self._redis.pipeline(transaction=False)
+        pipe.hgetall(self.keys.job(job_id))
+        pipe.strlen(self.keys.body(job_id))
+        raw, body_bytes = await pipe.execute(raise_on_error=False)
+        return parse_job(job_id, _hash(raw), body_bytes if isinstance(body_bytes, int) else 0)
+
+    async def cursor_of(self, job_id: str) -> str | None:
+        """Position in its batch's results from which an ended job's result is the next; None where it has not ended."""
+        entry = await self._redis.hget(self.keys.ended(batch_of(job_id)), short_id(job_id))
+        return cursor_before(text(entry)) if entry else None
 
     async def lease_owner(self) -> str | None:
         """Who schedules this pool now."""

@@ -15,11 +15,15 @@ from broker.connection import BLOCK_S, RedisClient
 from broker.errors import LeaseLostError
 from broker.jobs import Priority, WaitingJob
 from broker.policies.base import Placement
+from broker.prefixes import MAX_CHARS
 from broker.store.monitor import MonitorStore
 
 log = logging.getLogger(__name__)
 
 _PRIORITIES = frozenset(Priority)
+
+#: A job to be run a second time: job id, worker, prompt and output tokens and seconds to its result, all as predicted.
+Copy = tuple[str, str, int, int, float]
 
 
 class SchedulerStore(MonitorStore):
@@ -33,7 +37,7 @@ class SchedulerStore(MonitorStore):
         self._ttl = result_ttl_s
         self._scripts = {
             name: scripts.load(redis, name)
-            for name in ("lease", "release", "read", "dispatch", "discard", "remove_worker")
+            for name in ("lease", "release", "read", "dispatch", "recall", "copy", "discard", "remove_worker")
         }
 
     async def hold_lease(self) -> bool:
@@ -120,7 +124,16 @@ class SchedulerStore(MonitorStore):
             (
                 worker,
                 [
-                    (p.job.job_id, p.job.batch_id, p.job.level, p.job.entry_id, p.prompt_tokens, p.output_tokens)
+                    (
+                        p.job.job_id,
+                        p.job.batch_id,
+                        p.job.level,
+                        p.job.entry_id,
+                        p.prompt_tokens,
+                        p.output_tokens,
+                        f"{p.predicted_s:.3f}",
+                        p.reason,
+                    )
                     for p in of_worker
                 ],
             )
@@ -130,6 +143,37 @@ class SchedulerStore(MonitorStore):
         self._check(answer)
         closed, dropped = answer
         return {w.decode() for w in closed}, {j.decode() for j in dropped}
+
+    async def recall(self, jobs: Mapping[str, Sequence[str]]) -> set[str]:
+        """Take jobs back that their workers have not started: they wait again, their attempt unchanged.
+
+        What has started stays. A job of two sides loses the one that is named here and does not wait. Each job that
+        left a worker is told of by an event.
+
+        Args:
+            jobs: worker -> job ids.
+
+        Returns:
+            The jobs that wait again; or ended, where their batch was cancelled.
+
+        Raises:
+            LeaseLostError: another scheduler took over.
+        """
+        rows = [(worker, list(ids)) for worker, ids in jobs.items()]
+        return await self._move("recall", rows)
+
+    async def copy(self, copies: Sequence[Copy]) -> set[str]:
+        """Run dispatched jobs a second time, each on another worker; the first result wins.
+
+        Returns:
+            The jobs that got their copy. The others have ended, wait, have one already, or their worker is not ready
+            or runs them itself.
+
+        Raises:
+            LeaseLostError: another scheduler took over.
+        """
+        rows = [(*copy[:4], f"{copy[4]:.3f}") for copy in copies]
+        return await self._move("copy", rows)
 
     async def discard(self, jobs: Sequence[WaitingJob]) -> None:
         """End waiting jobs whose batch was cancelled.
@@ -155,6 +199,12 @@ class SchedulerStore(MonitorStore):
         entries = await self._redis.xrange(self.keys.device(worker))
         return [job for _, fields in entries if (job := _in_flight(fields))]
 
+    async def _move(self, name: str, rows: Sequence[Any]) -> set[str]:
+        """Run a move of jobs; returns those that it moved."""
+        moved = await self._scripts[name](args=[self.keys.prefix, self.epoch, self._ttl, scripts.pack(rows)])
+        self._check(moved)
+        return {job.decode() for job in moved}
+
     def _check(self, answer: Any) -> None:
         if answer == -1:
             raise LeaseLostError(f"another scheduler took over pool {self.pool}")
@@ -173,6 +223,7 @@ def _waiting_job(level: str, entry: bytes, fields: Sequence[bytes] | None) -> Wa
             priority=field["priority"],
             body_bytes=int(field["body_bytes"]),
             max_tokens=int(field["max_tokens"]),
+            prefix=field.get("prefix", "")[:MAX_CHARS],
         )
     except (KeyError, ValueError):
         return None

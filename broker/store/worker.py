@@ -15,6 +15,8 @@ log = logging.getLogger(__name__)
 
 #: A heartbeat outlives a silent worker by this many times the time after which it is declared dead.
 _HEARTBEAT_TTL_FACTOR = 3
+#: Of a number of tokens.
+_MOST_DIGITS = 10
 
 
 class WorkerStore:
@@ -88,12 +90,17 @@ class WorkerStore:
                 started=started.decode(),
                 url=url.decode(),
                 body=body,
+                prompt_tokens=_tokens(prompt_tokens),
+                max_tokens=_tokens(max_tokens),
             )
-            for entry, job, batch, custom_id, attempt, submitted, url, body in taken
+            for entry, job, batch, custom_id, attempt, submitted, url, body, prompt_tokens, max_tokens in taken
         ]
 
     async def complete(self, outcomes: Sequence[Outcome]) -> list[bool]:
         """End attempts; False for each that came late and changed nothing.
+
+        The first result of a job that runs twice wins, but for a failure that the other side may not have (a 5xx
+        status). The other's outcome counts as wasted tokens: an estimate (``aborted``) or a result that came second.
 
         Raises:
             WorkerGoneError: declared dead.
@@ -112,12 +119,13 @@ class WorkerStore:
                 scripts.text(o.body),
                 o.prompt_tokens,
                 o.output_tokens,
+                o.cached_tokens,
                 o.error_code,
                 o.error_message,
             )
             for o in outcomes
         ]
-        args = [self.keys.prefix, self.worker, self.incarnation, self._ttl, scripts.pack(rows)]
+        args = [self.keys.prefix, self.worker, self.incarnation, self._ttl, self._max_attempts, scripts.pack(rows)]
         return [flag == 1 for flag in self._check(await self._scripts["complete"](args=args), gone=-1)]
 
     async def hand_back(self, *, also_running: bool) -> int:
@@ -151,6 +159,11 @@ class WorkerStore:
         if answer == gone:
             raise WorkerGoneError(f"worker {self.worker} was declared dead; its jobs went to others")
         return answer
+
+
+def _tokens(text: bytes) -> int:
+    """A number of tokens that helps to estimate; 0 where it is none (anyone can write to Redis)."""
+    return int(text) if text.isdigit() and len(text) <= _MOST_DIGITS else 0
 
 
 def _flat(fields: Mapping[str, str]) -> list[str]:
