@@ -11,19 +11,21 @@ from broker.policies.base import Offer
 
 
 def offer_of(device: Device, round_trip_s: float) -> Offer:
-    """A device's room: its seats plus the depth that hides the round trip, and KV memory in the same proportion."""
+    """A device's room: its seats plus the depth that hides the round trip, and KV memory by the peak to come."""
     beat = device.heartbeat
     depth = device.depth(round_trip_s)
     # The engine holds back more than a queue's worth: it is full, whatever our predictions say.
     overfull = beat.waiting > max(depth, beat.seats // 4)
-    kv_bound = int(beat.kv_tokens_total * (1 + depth / beat.seats))
     return Offer(
         device=device.name,
         seats=beat.seats,
         kv_tokens=beat.kv_tokens_total,
         speed=device.speed,
         slots_left=0 if overfull else beat.seats + depth - len(device.in_flight),
-        kv_left=kv_bound - device.tokens_in_flight,
+        kv_bound=beat.kv_tokens_total * device.kv_share.value,
         outstanding=len(device.in_flight),
         outstanding_tokens=device.tokens_in_flight,
+        kind=device.kind,
+        backlog=device.backlog,
+        calendar=device.calendar,
     )

@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from broker.backlog import Backlog
+from broker.drift import Drift
+from broker.kv_calendar import KvCalendar
+from broker.kv_share import KvShare
+from broker.profiles import parse_profile
+from broker.throughput import DeviceKind, Profile
 
 #: A device's speed follows its measured rate this fast (share of the gap a second), where the device is busy.
 _SPEED_GAIN = 0.5
@@ -15,13 +22,26 @@ _BUSY_SHARE = 0.6
 #: Completion rates are averaged over about this long (seconds).
 _RATE_WINDOW_S = 2.0
 
+#: A device's steps are reckoned on from its last heartbeat for no longer than this (seconds).
+_LONGEST_GUESS_S = 2.0
+#: A job has no more tokens than this: what says so is forged.
+_MOST_TOKENS = 10**9
+#: And no engine makes more steps a second.
+_MOST_STEPS_PER_S = 1e6
+#: Tokens an engine computes a step where nothing else is known (vLLM's default for most GPUs).
+_BATCHED_TOKENS = 8192
+#: The shape of an accelerator that nobody has measured: what it costs relative to itself, its slowdown is learned.
+#: (An A100 with an 8B model: FACTS of the field, see benchmarks/README.md.)
+_TYPICAL = Profile(0.0099, 5.0e-5, 1.9e-9, 0.0115, 4.0e-5, 7.9e-8, kv_tokens=1, seats=1)
+
 WorkerState = Literal["starting", "ready", "draining", "paused"]
 
 
 class Heartbeat(BaseModel):
     """A worker's own account, as its hash in Redis holds it (all values text).
 
-    Rates are tokens a second over the last seconds; KV sizes are tokens; ``seen`` is seconds on Redis' clock.
+    Rates are tokens a second over the last seconds; KV sizes are tokens; ``seen`` is seconds on Redis' clock;
+    ``profile`` is empty or the measured step times as JSON (see ``broker.profiles``).
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -46,6 +66,9 @@ class Heartbeat(BaseModel):
     running: int = Field(ge=0, le=10**7)
     waiting: int = Field(ge=0, le=10**7)
     free_memory_bytes: int = Field(ge=0)
+    steps_total: int = Field(0, ge=0, le=10**12)
+    max_batched_tokens: int = Field(0, ge=0, le=10**9)
+    profile: str = Field("", max_length=1024)
     seen: float = Field(0.0, ge=0, allow_inf_nan=False)
 
 
@@ -59,19 +82,47 @@ def parse_heartbeat(name: str, raw: Mapping[bytes, bytes]) -> Heartbeat | None:
         return None
 
 
+def _built(beat: Heartbeat) -> tuple[str, int, int, int]:
+    """What of a heartbeat tells how its device is built, not what it does."""
+    return beat.profile, beat.kv_tokens_total, beat.seats, beat.max_batched_tokens
+
+
 @dataclass(frozen=True, slots=True)
 class InFlight:
-    """A job bound to a device: its lengths in tokens, as predicted at dispatch, and its body's size (0: not known)."""
+    """A job bound to a device.
+
+    Attributes:
+        job_id: id of the job.
+        prompt_tokens: as predicted at dispatch.
+        output_tokens: likewise.
+        body_bytes: size of the request's body (0: not known).
+        max_tokens: most tokens it may generate, 0 where it does not say.
+        dispatched: when, in seconds on the scheduler's clock (0: not known).
+        predicted_s: time to its result, as predicted then (0: not known).
+        step: step of the device's engine at dispatch.
+        cached_tokens: tokens of its prompt that are expected in the device's prefix cache.
+        prefix: the marks of its prompt, as its stream entry has them.
+        uncorrected_tokens: its output as predicted before the correction of ``broker.calibration`` (0: not known).
+        guessed: whether its output is a mere guess: those before were far off.
+    """
 
     job_id: str
     prompt_tokens: int
     output_tokens: int
     body_bytes: int = 0
+    max_tokens: int = 0
+    dispatched: float = 0.0
+    predicted_s: float = 0.0
+    step: float = 0.0
+    cached_tokens: int = 0
+    prefix: str = ""
+    uncorrected_tokens: int = 0
+    guessed: bool = False
 
     @property
     def tokens(self) -> int:
-        """KV tokens it holds at its end."""
-        return self.prompt_tokens + self.output_tokens
+        """KV tokens it holds on average while it runs: its output grows from nothing."""
+        return self.prompt_tokens + self.output_tokens // 2
 
 
 @dataclass(slots=True)
@@ -84,19 +135,57 @@ class Device:
     tokens_in_flight: int = 0
     speed: float = 0.0
     jobs_per_s: float = 0.0
+    drift: Drift = field(default_factory=Drift)
+    kind: DeviceKind | None = None
+    changed: set[str] = field(default_factory=set[str])
+    backlog: Backlog = field(default_factory=Backlog)
+    calendar: KvCalendar = field(default_factory=KvCalendar)
+    kv_share: KvShare = field(default_factory=KvShare)
     _rate_at: float = 0.0
+    _steps: float = 0.0
+    _steps_per_s: float = 0.0
+    _pace: float = 0.0  # the same where it was busy all the time, else 0
+    _heard: float = 0.0
+    _guessed: int = 0
+
+    @property
+    def ready(self) -> bool:
+        """Whether it takes jobs."""
+        return self.heartbeat.state == "ready" and self.heartbeat.seats > 0
+
+    @property
+    def seconds_a_step(self) -> float:
+        """Seconds a step takes: as seen lately, else as the profile says for the batch it has."""
+        if self._pace > 0:
+            return 1 / self._pace
+        if self.kind is None:
+            return 0.0
+        running = min(len(self.in_flight), self.heartbeat.seats)
+        return self.kind.profile.decode_step_seconds(running, self.tokens_in_flight) * self.kind.slowdown
 
     def bind(self, job: InFlight) -> None:
         """Count a job as dispatched to this device."""
         if job.job_id not in self.in_flight:
+            if not job.step:  # read back from its device queue: when it began is not known, its lengths are not checked
+                prompt, output = (min(max(n, 0), _MOST_TOKENS) for n in (job.prompt_tokens, job.output_tokens))
+                job = replace(job, prompt_tokens=prompt, output_tokens=output, step=self.calendar.step)
             self.in_flight[job.job_id] = job
             self.tokens_in_flight += job.tokens
+            self.changed.add(self.name)
+            self.backlog.add(job.step, job.prompt_tokens - job.cached_tokens, job.output_tokens)
+            self.calendar.add(job.step, job.prompt_tokens, job.output_tokens, guessed=job.guessed)
+            self._guessed += job.guessed
 
-    def unbind(self, job_id: str) -> InFlight | None:
-        """Count a job as gone from this device; None where it was not known here."""
+    def unbind(self, job_id: str, computed_tokens: float | None = None) -> InFlight | None:
+        """Count a job as gone, of whose prompt so many tokens were computed; None where it was not known here."""
         job = self.in_flight.pop(job_id, None)
         if job is not None:
             self.tokens_in_flight -= job.tokens
+            self.changed.add(self.name)
+            computed = 0.0 if computed_tokens is None else computed_tokens
+            self.backlog.remove(job.step, job.prompt_tokens - job.cached_tokens, job.output_tokens, computed)
+            self.calendar.add(job.step, job.prompt_tokens, job.output_tokens, guessed=job.guessed, sign=-1)
+            self._guessed -= job.guessed
         return job
 
     def count_completed(self, jobs: int, now: float) -> None:
@@ -106,20 +195,69 @@ class Device:
         self.jobs_per_s += gain * (jobs / elapsed - self.jobs_per_s)
         self._rate_at = now
 
-    def refresh(self, heartbeat: Heartbeat) -> None:
-        """Take over a newer heartbeat and learn the device's speed from it."""
-        elapsed = max(0.0, heartbeat.seen - self.heartbeat.seen)
-        self.heartbeat = heartbeat
-        rate = heartbeat.prompt_tokens_per_s + heartbeat.output_tokens_per_s
+    def refresh(self, heartbeat: Heartbeat, now: float = 0.0) -> None:
+        """Take over a newer heartbeat, heard ``now`` on the scheduler's clock, and learn the device's speed from it."""
+        before, self.heartbeat = self.heartbeat, heartbeat
+        self.changed.add(self.name)
+        if self.kind is None or _built(before) != _built(heartbeat):
+            self._profile()
+        self._count_steps(before, now)
+        self.backlog.computed(max(0, heartbeat.prompt_tokens_total - before.prompt_tokens_total))
+        self._learn_rate(max(0.0, heartbeat.seen - before.seen))
+        if self.kind is not None and heartbeat.seen > before.seen:
+            self.drift.observe(self.kind, before, heartbeat)
+            if self.kind.slowdown != self.drift.calm:
+                self.kind = replace(self.kind, slowdown=self.drift.calm)
+
+    def depth(self, round_trip_s: float) -> int:
+        """Jobs beyond the seats that hide the dispatch round trip: what ends meanwhile, at least one."""
+        return max(1, min(self.heartbeat.seats, int(self.jobs_per_s * round_trip_s * 2) + 1))
+
+    def _profile(self) -> None:
+        beat = self.heartbeat
+        if not beat.seats or not beat.kv_tokens_total:
+            return
+        known = parse_profile(beat.profile, beat.kv_tokens_total, beat.seats)
+        profile = known or replace(_TYPICAL, kv_tokens=beat.kv_tokens_total, seats=beat.seats)
+        self.drift = Drift()
+        self.kind = DeviceKind(
+            profile,
+            max_batched_tokens=max(beat.max_batched_tokens or _BATCHED_TOKENS, beat.seats),
+            context_tokens=beat.context_tokens or 2**31,
+        )
+
+    def pass_time(self, now: float) -> None:
+        """The engine goes on stepping between two heartbeats."""
+        if self._heard:
+            self.calendar.advance(self._steps + self._steps_per_s * min(now - self._heard, _LONGEST_GUESS_S))
+
+    def _count_steps(self, before: Heartbeat, now: float) -> None:
+        """Follow the engine's steps; where it does not count them, from the tokens of the requests that ran."""
+        beat = self.heartbeat
+        if beat.steps_total:
+            steps = float(beat.steps_total)
+        else:
+            tokens = max(0, beat.output_tokens_total - before.output_tokens_total)
+            steps = self._steps + tokens / max((before.running + beat.running) / 2, 1.0)
+        if beat.seen > before.seen:
+            self._steps_per_s = min(max(0.0, steps - self._steps) / (beat.seen - before.seen), _MOST_STEPS_PER_S)
+            oldest = next(iter(self.in_flight.values()), None)
+            busy = before.running and beat.running and oldest is not None and oldest.dispatched <= self._heard
+            self._pace = self._steps_per_s if busy else 0.0
+        self._steps, self._heard = steps, now
+        self.calendar.advance(steps)
+        held = beat.kv_tokens_total - beat.kv_tokens_free
+        self.calendar.tell(held, guessed=self._guessed > len(self.in_flight) / 2)
+        used = held / max(beat.kv_tokens_total, 1)
+        self.kv_share.observe(beat.seen - before.seen, used, beat.running, beat.waiting)
+
+    def _learn_rate(self, elapsed: float) -> None:
+        rate = self.heartbeat.prompt_tokens_per_s + self.heartbeat.output_tokens_per_s
         if self._busy():
             gain = min(1.0, _SPEED_GAIN * elapsed) if self.speed else 1.0
             self.speed += gain * (rate - self.speed)
         else:
             self.speed = max(self.speed, rate)
-
-    def depth(self, round_trip_s: float) -> int:
-        """Jobs beyond the seats that hide the dispatch round trip: what ends meanwhile, at least one."""
-        return max(1, min(self.heartbeat.seats, int(self.jobs_per_s * round_trip_s * 2) + 1))
 
     def _busy(self) -> bool:
         beat = self.heartbeat
@@ -129,26 +267,30 @@ class Device:
 
 @dataclass(slots=True)
 class Cluster:
-    """The devices of one pool by name."""
+    """The devices of one pool by name. ``changed`` names those that are not as they were at the last look."""
 
     devices: dict[str, Device] = field(default_factory=dict[str, Device])
+    changed: set[str] = field(default_factory=set[str])
 
-    def refresh(self, name: str, heartbeat: Heartbeat) -> bool:
-        """Take over a heartbeat; True where this is a new device (its in-flight jobs are not known yet)."""
+    def refresh(self, name: str, heartbeat: Heartbeat, now: float = 0.0) -> bool:
+        """Take over a heartbeat, heard ``now`` on the scheduler's clock.
+
+        True where this is a new device: what it has in flight is not known yet.
+        """
         device = self.devices.get(name)
-        if device is None or device.heartbeat.incarnation != heartbeat.incarnation:
-            self.devices[name] = device = Device(name, heartbeat)
-            device.refresh(heartbeat)
-            return True
-        device.refresh(heartbeat)
-        return False
+        new = device is None or device.heartbeat.incarnation != heartbeat.incarnation
+        if device is None or new:
+            self.devices[name] = device = Device(name, heartbeat, changed=self.changed)
+        device.refresh(heartbeat, now)
+        return new
 
     def keep_only(self, names: Iterable[str]) -> None:
         """Forget devices that are not in the pool any more."""
         alive = set(names)
         for name in [n for n in self.devices if n not in alive]:
             del self.devices[name]
+            self.changed.add(name)
 
     def ready(self) -> list[Device]:
         """Devices that take jobs."""
-        return [d for d in self.devices.values() if d.heartbeat.state == "ready" and d.heartbeat.seats > 0]
+        return [d for d in self.devices.values() if d.ready]

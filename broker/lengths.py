@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections import OrderedDict
+from dataclasses import dataclass, field
 
+from broker.cluster import InFlight
 from broker.jobs import WaitingJob
 
 #: Where nothing has been seen yet: about 4 bytes a token in English text, and a middling answer.
@@ -11,35 +13,105 @@ _FIRST_TOKENS_PER_BYTE = 0.25
 _FIRST_OUTPUT_TOKENS = 200.0
 #: No tokenizer makes more of a byte; what claims so is wrong or forged.
 _MOST_TOKENS_PER_BYTE = 2.0
+#: No body is larger, and no answer longer (tokens); likewise.
+_MOST_BYTES = 2**32
+_MOST_OUTPUT_TOKENS = 10**6
 #: Weight of the newest observation.
 _GAIN = 0.02
+#: A group's own mean counts as much as its parent's from this many jobs on.
+_PRIOR_JOBS = 4
+#: Predictions are made anew when a mean moved by this share since they were made.
+_MOVED = 0.15
+#: Groups remembered; the ones not seen for longest are forgotten.
+_GROUPS = 4096
+
+
+@dataclass(slots=True)
+class Mean:
+    """An exponential mean: plain over the first observations, then with a memory of about fifty."""
+
+    value: float
+    count: int = 0
+
+    def observe(self, value: float) -> None:
+        """Take one more in."""
+        self.count += 1
+        self.value += max(_GAIN, 1 / (self.count + 1)) * (value - self.value)
 
 
 @dataclass(slots=True)
 class LengthModel:
-    """Prompt tokens from the body's size, output tokens from what the pool produced so far.
+    """Prompt tokens from the body's size; output tokens from what jobs like it produced so far.
+
+    Like it are, in this order: the jobs of its batch with bodies of about its size and its ``max_tokens``, those of its
+    batch, those of the pool. A group that has seen little leans on the one above it.
 
     Attributes:
         tokens_per_byte: prompt tokens a byte of request body.
-        output_tokens: mean output tokens.
-        observed: jobs seen.
+        output_tokens: output tokens of a job of the pool.
+        error: mean absolute error of the predicted output, as a share of the true output's mean.
     """
 
-    tokens_per_byte: float = _FIRST_TOKENS_PER_BYTE
-    output_tokens: float = _FIRST_OUTPUT_TOKENS
-    observed: int = 0
+    tokens_per_byte: Mean = field(default_factory=lambda: Mean(_FIRST_TOKENS_PER_BYTE))
+    output_tokens: Mean = field(default_factory=lambda: Mean(_FIRST_OUTPUT_TOKENS))
+    _groups: OrderedDict[str, Mean] = field(default_factory=OrderedDict[str, Mean])
+    _missed: Mean = field(default_factory=lambda: Mean(0.0))
+    _used: dict[str, float] = field(default_factory=dict[str, float])  # means that predictions in use rest on
 
     def predict(self, job: WaitingJob) -> tuple[int, int]:
         """Prompt and output tokens of a job; the output is never above its ``max_tokens``."""
-        prompt = max(1, round(job.body_bytes * self.tokens_per_byte))
-        output = max(1, round(self.output_tokens))
+        prompt = max(1, round(min(job.body_bytes, _MOST_BYTES) * self.tokens_per_byte.value))
+        output = max(1, round(self._output(job.batch_id, job.body_bytes, job.max_tokens)))
         return prompt, min(output, job.max_tokens) if job.max_tokens else output
 
-    def observe(self, body_bytes: int, prompt_tokens: int, output_tokens: int) -> None:
-        """Learn from a job that ended: its body's size and its true lengths in tokens (0 where it failed)."""
-        if prompt_tokens <= 0 or body_bytes <= 0:
-            return
-        self.observed += 1
-        gain = max(_GAIN, 1 / (self.observed + 1))
-        self.tokens_per_byte += gain * (min(prompt_tokens / body_bytes, _MOST_TOKENS_PER_BYTE) - self.tokens_per_byte)
-        self.output_tokens += gain * (output_tokens - self.output_tokens)
+    def observe(self, job: InFlight, prompt_tokens: int, output_tokens: int) -> bool:
+        """Learn from a job that ended, and its true lengths in tokens (0 where it failed).
+
+        True where a mean moved so far that predictions should be made anew.
+        """
+        if prompt_tokens <= 0 or job.body_bytes <= 0:
+            return False
+        output_tokens = min(output_tokens, job.max_tokens or _MOST_OUTPUT_TOKENS)
+        self._missed.observe(abs(job.output_tokens - output_tokens))
+        self.tokens_per_byte.observe(min(prompt_tokens / job.body_bytes, _MOST_TOKENS_PER_BYTE))
+        batch = job.job_id.rpartition(".")[0]
+        groups = (batch, _group(batch, job.body_bytes, job.max_tokens))
+        before = self._output(batch, job.body_bytes, job.max_tokens)
+        self.output_tokens.observe(output_tokens)
+        for name in groups:
+            self._group(name).observe(output_tokens)
+        return self._moved(groups[1], before, self._output(batch, job.body_bytes, job.max_tokens))
+
+    @property
+    def error(self) -> float:
+        """Mean absolute error of the predicted output tokens over the mean of the true ones; 0 before the first."""
+        return self._missed.value / max(self.output_tokens.value, 1.0)
+
+    def _output(self, batch: str, body_bytes: int, max_tokens: int) -> float:
+        expected = self.output_tokens.value
+        for name in (batch, _group(batch, body_bytes, max_tokens)):
+            mean = self._groups.get(name)
+            if mean is not None:
+                expected = (mean.count * mean.value + _PRIOR_JOBS * expected) / (mean.count + _PRIOR_JOBS)
+        return expected
+
+    def _group(self, name: str) -> Mean:
+        mean = self._groups.get(name)
+        if mean is None:
+            mean = self._groups[name] = Mean(self.output_tokens.value)
+            while len(self._groups) > _GROUPS:
+                self._used.pop(self._groups.popitem(last=False)[0], None)
+        self._groups.move_to_end(name)
+        return mean
+
+    def _moved(self, group: str, before: float, expected: float) -> bool:
+        used = self._used.setdefault(group, before)
+        if abs(expected - used) <= _MOVED * used:
+            return False
+        self._used[group] = expected
+        return True
+
+
+def _group(batch: str, body_bytes: int, max_tokens: int) -> str:
+    """Jobs of one batch with bodies of about the same size and the same order of ``max_tokens``."""
+    return f"{batch} {body_bytes.bit_length()} {max_tokens.bit_length()}"

@@ -2,115 +2,154 @@
 
 from __future__ import annotations
 
-import random
-from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
-from itertools import islice
+from bisect import bisect_left, insort
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Protocol
 
 from broker.admission import offer_of
+from broker.calibration import Calibration
 from broker.cluster import Cluster, InFlight
-from broker.jobs import Priority, WaitingJob
+from broker.endgame import EndGame, end_game
+from broker.jobs import WaitingJob
 from broker.lengths import LengthModel
-from broker.policies.base import Candidate, Placement, Policy
+from broker.policies.base import Candidate, Offer, Placement, Policy, Round
+from broker.prefix_index import PrefixIndex
+from broker.prefixes import parse_marks
+from broker.window import Window
+
+if TYPE_CHECKING:
+    import random
 
 #: Most jobs that one decision moves: bounds the length of one Lua call.
 MAX_PLACEMENTS = 400
+#: A shared beginning shorter than this (tokens) is not worth a detour.
+_LEAST_PREFIX = 128
+#: Policies that see to the end of the work, too. The others are what people use today, as they use it.
+_FINISHING = frozenset({"throughput"})
 
 
-@dataclass(slots=True)
-class Window:
-    """The head of the request streams: by priority, jobs that came back before those that never left."""
+class Lengths(Protocol):
+    """Predicts lengths in tokens and learns from what ended."""
 
-    returned: dict[str, OrderedDict[str, WaitingJob]] = field(
-        default_factory=lambda: {p.value: OrderedDict[str, WaitingJob]() for p in Priority}
-    )
-    fresh: dict[str, OrderedDict[str, WaitingJob]] = field(
-        default_factory=lambda: {p.value: OrderedDict[str, WaitingJob]() for p in Priority}
-    )
+    def predict(self, job: WaitingJob) -> tuple[int, int]:
+        """Prompt and output tokens of a job."""
+        ...
 
-    def add(self, job: WaitingJob) -> None:
-        """Take a job up at the end of its line."""
-        lines = self.returned if job.level == "returned" else self.fresh
-        lines.get(job.priority, lines[Priority.NORMAL.value])[job.job_id] = job
-
-    def put_back(self, jobs: Iterable[WaitingJob]) -> None:
-        """Jobs that could not be dispatched go to the front of their lines, in their order."""
-        for job in reversed(list(jobs)):
-            lines = self.returned if job.level == "returned" else self.fresh
-            line = lines.get(job.priority, lines[Priority.NORMAL.value])
-            line[job.job_id] = job
-            line.move_to_end(job.job_id, last=False)
-
-    def remove(self, job: WaitingJob) -> None:
-        """Take a job out."""
-        for lines in (self.returned, self.fresh):
-            for line in lines.values():
-                if line.pop(job.job_id, None) is not None:
-                    return
-
-    def of_batch(self, batch_id: str) -> list[WaitingJob]:
-        """The jobs of one batch."""
-        return [job for job in self if job.batch_id == batch_id]
-
-    def count(self, level: str) -> int:
-        """Jobs held of one request stream."""
-        if level == "returned":
-            return sum(len(line) for line in self.returned.values())
-        return len(self.fresh[level])
-
-    def __iter__(self) -> Iterator[WaitingJob]:
-        """All jobs in the order in which they should go."""
-        for priority in Priority:
-            yield from self.returned[priority.value].values()
-            yield from self.fresh[priority.value].values()
-
-    def __len__(self) -> int:
-        return sum(len(line) for lines in (self.returned, self.fresh) for line in lines.values())
+    def observe(self, job: InFlight, prompt_tokens: int, output_tokens: int) -> bool:
+        """A job ended with these lengths (0 where it failed). True where predictions changed enough to be made anew."""
+        ...
 
 
 @dataclass(slots=True)
 class Placer:
-    """State and rules of one pool's placement; every input is an argument, every output a value."""
+    """State and rules of one pool's placement; every input is an argument, every output a value.
+
+    ``whole`` says whether the window holds all that waits: only then the end of the work can be seen.
+    """
 
     policy: Policy
     rng: random.Random
     round_trip_s: float
     cluster: Cluster = field(default_factory=Cluster)
     window: Window = field(default_factory=Window)
-    lengths: LengthModel = field(default_factory=LengthModel)
+    lengths: Lengths = field(default_factory=LengthModel)
+    calibration: Calibration = field(default_factory=Calibration)
+    whole: bool = True
+    _offers: dict[str, Offer] = field(default_factory=dict[str, Offer])
+    _names: list[str] = field(default_factory=list[str])
+    _prefixes: PrefixIndex = field(default_factory=PrefixIndex)
+    _copied: dict[str, str] = field(default_factory=dict[str, str])  # job -> device of its second run
+    _open: dict[str, Offer] = field(default_factory=dict[str, Offer])
+
+    def add(self, job: WaitingJob) -> None:
+        """A job waits."""
+        if job.prefix:
+            self._prefixes.seen(parse_marks(job.prefix))
+        self.window.add(self._candidate(job))
+
+    def _candidate(self, job: WaitingJob) -> Candidate:
+        prompt, raw = self.lengths.predict(job)
+        output = self.calibration.correct(raw, job.max_tokens)
+        shared = self._prefixes.shared(parse_marks(job.prefix)) if job.prefix else None
+        if shared is None:
+            return Candidate(job, prompt, output, uncorrected_tokens=raw)
+        tokens = self._prefixes.mark_tokens(shared, prompt, job.body_bytes)
+        return Candidate(job, prompt, output, shared.digest, tokens if tokens >= _LEAST_PREFIX else 0, raw)
 
     def decide(self, now: float) -> dict[str, list[Placement]]:
         """The next jobs to dispatch, by device. They count as in flight from here on; see ``take_back``."""
-        offers = sorted(
-            (offer_of(device, self.round_trip_s) for device in self.cluster.ready()), key=lambda o: o.device
-        )
-        if not len(self.window) or not any(offer.slots_left > 0 for offer in offers):
+        self._refresh_offers(now)
+        if not self._open or not len(self.window):
             return {}
-        predict = self.lengths.predict
-        candidates = (Candidate(job, *predict(job)) for job in islice(self.window, MAX_PLACEMENTS))
+        offers = _Offers(self._names, self._offers)
+        turn = Round(
+            self.window, offers, now, self.rng, MAX_PLACEMENTS, self.whole, list(self._open.values()), self._prefixes
+        )
         groups: dict[str, list[Placement]] = {}
-        for placement in self.policy.place(candidates, offers, now, self.rng):
+        for placement in self.policy.place(turn):
             groups.setdefault(placement.device, []).append(placement)
             self.window.remove(placement.job)
-            job = placement.job
-            self.cluster.devices[placement.device].bind(
-                InFlight(job.job_id, placement.prompt_tokens, placement.output_tokens, job.body_bytes)
-            )
+            self._bind(placement, now)
+        for offer in turn.open:
+            if offer.blocked:
+                self._open.pop(offer.device, None)
+                self.cluster.devices[offer.device].kv_share.blocked = offer.slots_left > 0
         return groups
+
+    def _bind(self, placement: Placement, now: float) -> None:
+        """The job counts as in flight from here on."""
+        job, device = placement.job, self.cluster.devices[placement.device]
+        lengths = placement.prompt_tokens, placement.output_tokens
+        cached = 0
+        if job.prefix:
+            cached = self._prefixes.placed(
+                device.name,
+                parse_marks(job.prefix),
+                prompt_tokens=lengths[0],
+                prompt_bytes=job.body_bytes,
+                kv_tokens=sum(lengths),
+                cache_tokens=device.heartbeat.kv_tokens_total,
+            )
+        step, seconds = device.calendar.step, placement.predicted_s
+        sizes = job.body_bytes, job.max_tokens
+        raw = placement.candidate.uncorrected_tokens if placement.candidate else 0
+        device.bind(
+            InFlight(
+                job.job_id, *lengths, *sizes, now, seconds, step, cached, job.prefix, raw, self.calibration.guessed
+            )
+        )
+
+    def finish_up(self, now: float) -> EndGame:
+        """What to do where nothing waits, and some devices run dry while others have long to go.
+
+        Recalled jobs are forgotten by ``forget`` once they are back; copies count as in flight from here on.
+        """
+        if len(self.window) or not self.whole or self.policy.name not in _FINISHING:
+            return EndGame()
+        for device in self.cluster.devices.values():
+            device.pass_time(now)
+        decided = end_game(self.cluster, self._copied, self.round_trip_s)
+        for copy in decided.copies:
+            self._copied[copy.job.job_id] = copy.device
+            device = self.cluster.devices[copy.device]
+            device.bind(replace(copy.job, dispatched=now, predicted_s=copy.predicted_s, step=device.calendar.step))
+        return decided
 
     def take_back(self, placements: Iterable[Placement]) -> None:
         """Undo decisions that could not be carried out: their devices take no jobs now."""
         undone = list(placements)
         for placement in undone:
             self.forget(placement.device, [placement.job.job_id])
-        self.window.put_back(sorted((placement.job for placement in undone), key=_age))
+        candidates = [self._candidate(p.job) for p in undone]
+        self.window.put_back(sorted(candidates, key=_age))
 
     def close(self, device: str) -> None:
         """This device takes no jobs until its next heartbeat says so."""
         known = self.cluster.devices.get(device)
         if known is not None and known.heartbeat.state == "ready":
             known.heartbeat = known.heartbeat.model_copy(update={"state": "draining"})
+            self.cluster.changed.add(device)
 
     def forget(self, device: str, job_ids: Iterable[str]) -> None:
         """These jobs are not on that device any more."""
@@ -119,19 +158,65 @@ class Placer:
             for job_id in job_ids:
                 known.unbind(job_id)
 
-    def completed(self, device: str, ended: Mapping[str, tuple[int, int]], now: float) -> None:
-        """Jobs ended: job id -> true prompt and output tokens."""
+    def completed(self, device: str, ended: Mapping[str, tuple[int, ...]], now: float) -> None:
+        """Jobs ended: job id -> true prompt and output tokens, and the prompt tokens that were cached if told."""
         known = self.cluster.devices.get(device)
         if known is None:
             return
-        for job_id, (prompt_tokens, output_tokens) in ended.items():
-            job = known.unbind(job_id)
-            if job is not None:
-                self.lengths.observe(job.body_bytes, prompt_tokens, output_tokens)
+        anew = False
+        for job_id, (prompt_tokens, output_tokens, *told) in ended.items():
+            self._copied.pop(job_id, None)
+            cached = told[0] if told else 0
+            job = known.unbind(job_id, prompt_tokens - cached)
+            if job is None:
+                continue
+            anew |= self.lengths.observe(job, prompt_tokens, output_tokens)
+            if prompt_tokens and job.uncorrected_tokens:
+                anew |= self.calibration.observe(job.uncorrected_tokens, output_tokens)
+            if job.cached_tokens and told and prompt_tokens:
+                self._prefixes.observe(device, parse_marks(job.prefix), job.cached_tokens, cached)
         known.count_completed(len(ended), now)
+        if anew:
+            self.window.predict_anew(self._candidate)
+
+    def _refresh_offers(self, now: float) -> None:
+        """Look only at devices that are not as they were: with a thousand of them, few change in one round."""
+        for name in sorted(self.cluster.changed):  # a set's own order is another in each process
+            device = self.cluster.devices.get(name)
+            if device is None or not device.ready:
+                self._prefixes.forget(name)
+                if self._offers.pop(name, None):
+                    del self._names[bisect_left(self._names, name)]
+                self._open.pop(name, None)
+                continue
+            if name not in self._offers:
+                insort(self._names, name)
+            device.pass_time(now)
+            offer = self._offers[name] = offer_of(device, self.round_trip_s)
+            if offer.slots_left > 0:
+                self._open[name] = offer
+            else:
+                self._open.pop(name, None)
+        self.cluster.changed.clear()
 
 
-def _age(job: WaitingJob) -> tuple[int, int]:
+class _Offers(Sequence[Offer]):
+    """All offers by name, without a copy: few policies look at each."""
+
+    def __init__(self, names: list[str], offers: Mapping[str, Offer]) -> None:
+        self._names, self._offers = names, offers
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._offers[self._names[index]]
+
+    def __iter__(self) -> Iterator[Offer]:
+        return map(self._offers.__getitem__, self._names)
+
+
+def _age(candidate: Candidate) -> tuple[int, int]:
     """Order within a line: that of the stream."""
-    milliseconds, _, sequence = job.entry_id.partition("-")
+    milliseconds, _, sequence = candidate.job.entry_id.partition("-")
     return int(milliseconds), int(sequence or 0)

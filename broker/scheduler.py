@@ -13,7 +13,7 @@ from broker.cluster import Heartbeat
 from broker.concurrency import Pacer, run_together, wait_at_most
 from broker.connection import PASSING, RedisClient, keep_trying
 from broker.errors import LeaseLostError
-from broker.events import BatchCancelled, Completed, Event, Returned, WorkerChanged, parse_event
+from broker.events import BatchCancelled, Completed, Dropped, Event, Returned, WorkerChanged, parse_event
 from broker.jobs import WaitingJob
 from broker.keys import LEVELS
 from broker.placement import Placer
@@ -30,6 +30,8 @@ _READ_JOBS = 500
 _LOOK_S = 1.0
 #: A device queue's length must differ from our count for this many looks before we believe the queue.
 _DOUBTS = 3
+#: How often to look whether the end of the work can be brought nearer (seconds).
+_FINISH_S = 0.25
 #: Batches of which we remember whether they are cancelled; what is forgotten is looked up again.
 _BATCHES_KEPT = 10_000
 
@@ -80,6 +82,8 @@ class _Leadership:
         self._doubts: dict[str, int] = {}
         self._since = 0.0  # start of this term, on Redis' clock
         self._unreadable: set[str] = set()
+        self._more: set[str] = set()  # levels of which more waits than the window holds
+        self._recalled: dict[str, set[str]] = {}  # worker -> jobs that we took back: their event is yet to come
 
     async def run(self) -> None:
         await self._store.prepare()
@@ -92,6 +96,7 @@ class _Leadership:
             self._follow_events(position),
             self._watch_workers(),
             self._dispatch(),
+            self._finish_up(),
             *(self._read(level, positions[level]) for level in LEVELS),
         )
 
@@ -121,6 +126,7 @@ class _Leadership:
         space = self._space[level]
         while True:
             while (room := self._settings.window_jobs - window.count(level)) <= 0:
+                self._see(level, more=True)
                 space.clear()
                 await space.wait()
             limit = min(room, _READ_JOBS)
@@ -128,8 +134,14 @@ class _Leadership:
             if jobs:
                 position = jobs[-1].entry_id
                 await self._take_up(jobs)
+            self._see(level, more=len(jobs) == limit)
             if len(jobs) < limit:
                 position = await self._store.wait_for_request(level, position)
+
+    def _see(self, level: str, *, more: bool) -> None:
+        """Whether the window holds all that waits at this level."""
+        (self._more.add if more else self._more.discard)(level)
+        self._placer.whole = not self._more
 
     async def _take_up(self, jobs: Sequence[WaitingJob]) -> None:
         """Jobs into the window; those of cancelled batches end here, also where no device is there to take them."""
@@ -142,7 +154,7 @@ class _Leadership:
             if self._batches.get(job.batch_id):
                 discarded.append(job)
             else:
-                self._placer.window.add(job)
+                self._placer.add(job)
         self._wake.set()
         await self._discard(discarded)
 
@@ -178,6 +190,10 @@ class _Leadership:
             case Completed(worker, jobs):
                 self._placer.completed(worker, jobs, asyncio.get_running_loop().time())
             case Returned(worker, jobs):
+                ours = self._recalled.get(worker, set())
+                self._placer.forget(worker, [job for job in jobs if job not in ours])
+                ours.difference_update(jobs)
+            case Dropped(worker, jobs):
                 self._placer.forget(worker, jobs)
             case WorkerChanged():
                 self._look.set()
@@ -217,7 +233,7 @@ class _Leadership:
             elif not silent:
                 alive.append(name)
                 self._unreadable.discard(name)
-                if self._placer.cluster.refresh(name, beat):
+                if self._placer.cluster.refresh(name, beat, asyncio.get_running_loop().time()):
                     await self._adopt(name, beat)
         self._placer.cluster.keep_only(alive)
         await self._check_counts(alive)
@@ -275,3 +291,28 @@ class _Leadership:
         if dropped:
             for worker, placements in groups.items():
                 self._placer.forget(worker, [p.job.job_id for p in placements if p.job.job_id in dropped])
+
+    # The end of the work
+
+    async def _finish_up(self) -> None:
+        """Where nothing waits: take back what would end sooner elsewhere, run stragglers a second time."""
+        now = asyncio.get_running_loop().time
+        while True:
+            await asyncio.sleep(_FINISH_S)
+            decided = self._placer.finish_up(now())
+            if decided.recalls:
+                back = await self._store.recall(decided.recalls)
+                for worker, jobs in decided.recalls.items():
+                    mine = [job for job in jobs if job in back]
+                    self._recalled.setdefault(worker, set()).update(mine)
+                    self._placer.forget(worker, mine)
+            if decided.copies:
+                made = await self._store.copy(
+                    [
+                        (c.job.job_id, c.device, c.job.prompt_tokens, c.job.output_tokens, c.predicted_s)
+                        for c in decided.copies
+                    ]
+                )
+                for copy in decided.copies:
+                    if copy.job.job_id not in made:
+                        self._placer.forget(copy.device, [copy.job.job_id])

@@ -24,7 +24,7 @@ class Settings(BaseSettings):
 
     redis_url: SecretStr | None = Field(None, description="redis://, rediss:// or unix:// address")
     pool: str = Field("default", pattern=r"^[A-Za-z0-9._-]{1,64}$", description="pool of workers of one model")
-    policy: str = Field("capacity", description="placement policy of the scheduler")
+    policy: str = Field("throughput", description="placement policy of the scheduler")
     state_dir: Path = Field(Path(".tokenyard"), description="data of the one-machine cluster")
     log_level: str = Field("INFO", description="DEBUG, INFO, WARNING or ERROR")
 

@@ -10,7 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from broker.cluster import Cluster, Device, InFlight, parse_heartbeat
-from broker.events import BatchCancelled, Completed, Returned, WorkerChanged, parse_event
+from broker.events import BatchCancelled, Completed, Dropped, EndedTokens, Returned, WorkerChanged, parse_event
+from broker.profiles import profile_text
+from broker.throughput import Profile
 from workers.engines.base import Capacity, Load
 from workers.heartbeat import Identity, heartbeat_fields
 from workers.rates import RateWindow
@@ -86,7 +88,7 @@ class TestHeartbeat:
 
 
 event_fields = st.fixed_dictionaries(
-    {"kind": st.sampled_from(["completed", "returned", "worker", "cancelled", "other"])},
+    {"kind": st.sampled_from(["completed", "returned", "dropped", "worker", "cancelled", "other"])},
     optional={name: st.text(max_size=30) for name in ("worker", "jobs", "batch", "other")},
 )
 numbers = st.integers(-(10**30), 10**30) | st.text("0123456789-_.e:", max_size=10)
@@ -94,15 +96,17 @@ numbers = st.integers(-(10**30), 10**30) | st.text("0123456789-_.e:", max_size=1
 
 class TestEvents:
     def test_each_kind(self) -> None:
-        jobs = "b.1:10:20 b.2:0:0"
+        jobs = "b.1:10:20:4 b:2.x:0:0:0"
         completed = parse_event({"kind": "completed", "worker": "w", "jobs": jobs})
-        assert completed == Completed("w", {"b.1": (10, 20), "b.2": (0, 0)})
+        assert completed == Completed("w", {"b.1": EndedTokens(10, 20, 4), "b:2.x": EndedTokens(0, 0, 0)})
         assert parse_event({"kind": "returned", "worker": "w", "jobs": "b.1 b.2"}) == Returned("w", ["b.1", "b.2"])
+        assert parse_event({"kind": "dropped", "worker": "w", "jobs": "b.1 b.2"}) == Dropped("w", ["b.1", "b.2"])
         assert parse_event({"kind": "worker", "worker": "w"}) == WorkerChanged("w")
         assert parse_event({"kind": "cancelled", "batch": "b"}) == BatchCancelled("b")
 
     @pytest.mark.parametrize(
-        "jobs", ["b.1", "b.1:1", "b.1:x:1", "b.1:-1:1", "b.1:1:-1", f"b.1:1:{10**10}", "b.1:1e3:1"]
+        "jobs",
+        ["b.1", "b.1:1:1", "b.1:x:1:1", "b.1:-1:1:1", "b.1:1:-1:1", "b.1:1:1:-1", f"b.1:1:{10**10}:0", "b.1:1e3:1:1"],
     )
     def test_jobs_without_sound_numbers_are_no_event(self, jobs: str) -> None:
         assert parse_event({"kind": "completed", "worker": "w", "jobs": jobs}) is None
@@ -111,12 +115,12 @@ class TestEvents:
     def test_no_text_raises(self, fields: dict[str, str]) -> None:
         parse_event(fields)
 
-    @given(jobs=st.lists(st.tuples(st.text(max_size=5), numbers, numbers), max_size=4))
-    def test_what_passes_is_a_number_of_tokens(self, jobs: list[tuple[str, Any, Any]]) -> None:
-        text = " ".join(f"{job}:{prompt}:{output}" for job, prompt, output in jobs)
+    @given(jobs=st.lists(st.tuples(st.text(max_size=5), numbers, numbers, numbers), max_size=4))
+    def test_what_passes_is_a_number_of_tokens(self, jobs: list[tuple[str, Any, Any, Any]]) -> None:
+        text = " ".join(f"{job}:{prompt}:{output}:{cached}" for job, prompt, output, cached in jobs)
         event = parse_event({"kind": "completed", "worker": "w", "jobs": text})
         if isinstance(event, Completed):
-            assert all(0 <= tokens <= 10**9 for pair in event.jobs.values() for tokens in pair)
+            assert all(0 <= tokens <= 10**9 for lengths in event.jobs.values() for tokens in lengths)
 
 
 class TestDevice:
@@ -124,10 +128,70 @@ class TestDevice:
         device = Device("a", heartbeat())
         for _ in range(2):
             device.bind(InFlight("b.1", 10, 20))
-        assert device.tokens_in_flight == 30
+        assert device.tokens_in_flight == 20  # half of the output on average
         assert device.unbind("b.1") == InFlight("b.1", 10, 20)
         assert device.unbind("b.1") is None
         assert device.tokens_in_flight == 0
+
+    def test_what_is_read_back_from_a_queue_starts_now_and_its_numbers_are_checked(self) -> None:
+        """A scheduler that takes over finds jobs of which it knows no more than what anyone can write to a stream."""
+        device = Device("a", heartbeat(steps_total=5000, seen=1.0))
+        device.refresh(device.heartbeat, 1.0)
+        device.bind(InFlight("b.1", 1000, 500))
+        assert device.calendar.now == pytest.approx(1000, abs=16)
+        assert device.backlog.left(device.calendar.step).steps == pytest.approx(499)
+        for i, lengths in enumerate([(10**400, 1), (1, 10**400), (-5, -7)]):
+            device.bind(InFlight(f"c.{i}", *lengths))
+        assert device.calendar.free(0.0).max() <= 0
+        for job_id in list(device.in_flight):
+            device.unbind(job_id)
+        assert device.calendar.free(0.0).tolist() == pytest.approx([0.0] * 256, abs=1e-3)
+        assert device.tokens_in_flight == 0
+
+    def test_the_steps_of_its_engine_go_on_between_two_heartbeats_for_a_while(self) -> None:
+        device = Device("a", heartbeat(running=4))
+        for second in range(1, 4):
+            device.refresh(heartbeat(running=4, steps_total=100 * second, seen=float(second)), float(second))
+        steps: list[float] = []
+        for now in (3.5, 4.0, 60.0):
+            device.pass_time(now)
+            steps.append(device.calendar.step)
+        assert steps == [350.0, 400.0, 500.0]
+
+    def test_an_engine_that_counts_no_steps_is_followed_by_its_tokens(self) -> None:
+        device = Device("a", heartbeat(running=4))
+        for second in range(1, 4):
+            device.refresh(heartbeat(running=4, output_tokens_total=400 * second, seen=float(second)), float(second))
+        assert device.calendar.step == 300.0
+
+    def test_its_pace_is_what_was_seen_where_it_was_busy_all_the_time_else_what_the_profile_says(self) -> None:
+        told = profile_text(Profile(0.01, 0, 0, 0.02, 0, 0, kv_tokens=1, seats=1))
+        fields: dict[str, Any] = {"profile": told, "running": 4}
+        device = Device("a", heartbeat(**fields, seen=1.0, steps_total=50))
+        device.refresh(device.heartbeat, 1.0)
+        device.bind(InFlight("b.1", 10, 20, dispatched=1.5, step=50.0))
+        device.refresh(heartbeat(**fields, seen=2.0, steps_total=55), 2.0)
+        assert device.seconds_a_step == pytest.approx(0.02)
+        device.refresh(heartbeat(**fields, seen=3.0, steps_total=80), 3.0)
+        assert device.seconds_a_step == pytest.approx(0.04)
+
+    @pytest.mark.parametrize(
+        ("fields", "kv_tokens"), [({}, 100_000), ({"seats": 0}, None), ({"kv_tokens_total": 0}, None)]
+    )
+    def test_a_device_without_a_profile_is_taken_for_a_typical_one(
+        self, fields: dict[str, Any], kv_tokens: int | None
+    ) -> None:
+        device = Device("a", heartbeat(**fields))
+        device.refresh(device.heartbeat)
+        assert (device.kind.profile.kv_tokens if device.kind else None) == kv_tokens
+
+    @pytest.mark.parametrize("field", ["kv_tokens_total", "seats", "max_batched_tokens"])
+    def test_a_device_that_is_built_anew_is_another_kind(self, field: str) -> None:
+        cluster = Cluster()
+        cluster.refresh("a", heartbeat())
+        before = cluster.devices["a"].kind
+        cluster.refresh("a", heartbeat(seen=1.0, **{field: 17_000}))
+        assert cluster.devices["a"].kind != before
 
     def test_a_busy_device_that_slows_down_loses_its_speed_step_by_step(self) -> None:
         device = Device("a", heartbeat(running=4, output_tokens_per_s=900.0, seen=1.0))
@@ -166,7 +230,7 @@ class TestCluster:
         assert cluster.refresh("a", heartbeat())
         cluster.devices["a"].bind(InFlight("b.1", 1, 1))
         assert not cluster.refresh("a", heartbeat(seen=1.0))
-        assert cluster.devices["a"].tokens_in_flight == 2
+        assert cluster.devices["a"].tokens_in_flight == 1
         assert cluster.refresh("a", heartbeat(incarnation="other"))
         assert cluster.devices["a"].tokens_in_flight == 0
 
@@ -174,8 +238,25 @@ class TestCluster:
         cluster = Cluster()
         for name in "abc":
             cluster.refresh(name, heartbeat())
+        cluster.changed.clear()
         cluster.keep_only(["b"])
         assert list(cluster.devices) == ["b"]
+        assert cluster.changed == {"a", "c"}
+
+    def test_it_names_the_devices_that_are_not_as_they_were(self) -> None:
+        cluster = Cluster()
+        for name in "abc":
+            cluster.refresh(name, heartbeat())
+        assert cluster.changed == {"a", "b", "c"}
+        cluster.changed.clear()
+        cluster.devices["b"].bind(InFlight("b.1", 1, 1))
+        assert cluster.changed == {"b"}
+        cluster.changed.clear()
+        cluster.devices["b"].unbind("b.2")
+        assert cluster.changed == set()
+        cluster.devices["b"].unbind("b.1")
+        cluster.refresh("c", heartbeat(seen=1.0))
+        assert cluster.changed == {"b", "c"}
 
 
 class TestRates:

@@ -10,9 +10,10 @@ from broker.policies.capacity import Capacity
 from broker.policies.least_outstanding import LeastOutstanding
 from broker.policies.power_of_two import PowerOfTwo
 from broker.policies.round_robin import RoundRobin
+from broker.policies.throughput import Throughput
 
 POLICIES: dict[str, Callable[[], Policy]] = {
-    policy.name: policy for policy in (RoundRobin, LeastOutstanding, PowerOfTwo, Capacity)
+    policy.name: policy for policy in (Throughput, RoundRobin, LeastOutstanding, PowerOfTwo, Capacity)
 }
 
 

@@ -2,29 +2,55 @@
 
 from __future__ import annotations
 
-import random
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from typing import ClassVar, NamedTuple, Protocol
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import TYPE_CHECKING, ClassVar, NamedTuple, Protocol
 
 from broker.jobs import WaitingJob
+from broker.throughput import DeviceKind
+
+if TYPE_CHECKING:
+    import random
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from broker.backlog import Backlog
+    from broker.kv_calendar import KvCalendar
+    from broker.window import Line
 
 
 class Candidate(NamedTuple):
-    """A waiting job with its predicted lengths in tokens."""
+    """A waiting job with its predicted lengths in tokens.
+
+    ``prefix`` names the longest beginning of its prompt that other jobs have, too (empty: none), ``shared_tokens`` is
+    the length of that beginning: free on a device that has it cached. ``uncorrected_tokens`` is the predicted output
+    before its correction by ``broker.calibration``.
+    """
 
     job: WaitingJob
     prompt_tokens: int
     output_tokens: int
+    prefix: str = ""
+    shared_tokens: int = 0
+    uncorrected_tokens: int = 0
 
 
 class Placement(NamedTuple):
-    """A decision: this job to that device."""
+    """A decision: this job to that device.
+
+    ``predicted_s`` is the time from dispatch to result that the policy expects (0: it does not say), ``reason`` a
+    word on why this device: both are kept with the job, for ``tokenyard explain``.
+    """
 
     job: WaitingJob
     prompt_tokens: int
     output_tokens: int
     device: str
+    predicted_s: float = 0.0
+    reason: str = ""
+    candidate: Candidate | None = None
 
 
 @dataclass(slots=True)
@@ -37,9 +63,16 @@ class Offer:
         kv_tokens: tokens its KV cache holds.
         speed: tokens (prompt and output) a second that it was seen to do; 0 where not known yet.
         slots_left: jobs it may still be given.
-        kv_left: KV tokens it may still be given.
+        kv_bound: KV tokens its jobs may hold at any time to come.
         outstanding: jobs it has, queued and running.
-        outstanding_tokens: their predicted tokens.
+        outstanding_tokens: the KV tokens that these hold on average while they run.
+        kind: its times and sizes, as far as known.
+        backlog: what its jobs in flight still cost it.
+        calendar: what they hold of its KV memory from now on.
+        added_s: seconds of work that it got in this round.
+        busy_s: seconds until what it had before will be done (None: not reckoned yet).
+        guessed: whether predicted outputs are mere guesses.
+        blocked: set by a policy whose job for it does not fit: not worth another look until the device changes.
     """
 
     device: str
@@ -47,24 +80,106 @@ class Offer:
     kv_tokens: int
     speed: float
     slots_left: int
-    kv_left: int
+    kv_bound: float
     outstanding: int
     outstanding_tokens: int
+    kind: DeviceKind | None = None
+    backlog: Backlog | None = None
+    calendar: KvCalendar | None = None
+    busy_s: float | None = None
+    guessed: bool = False
+    blocked: bool = False
+    added_s: float = 0.0
+    _free: NDArray[np.float64] | None = None
+    _asked: tuple[Candidate, NDArray[np.float64]] | None = None
 
     def fits(self, candidate: Candidate) -> bool:
         """Whether the job may go there now. An idle device takes any job: only its engine can say it is too long."""
         if self.slots_left <= 0:
             return False
-        return self.outstanding == 0 or candidate.prompt_tokens + candidate.output_tokens <= self.kv_left
+        if self.outstanding == 0 or self.calendar is None:
+            return True
+        held = self._held(candidate)
+        return bool((self._room()[: len(held)] >= held).all())
 
-    def put(self, candidate: Candidate) -> Placement:
+    def put(self, candidate: Candidate, predicted_s: float = 0.0, reason: str = "") -> Placement:
         """Use up the room of one job."""
-        tokens = candidate.prompt_tokens + candidate.output_tokens
         self.slots_left -= 1
-        self.kv_left -= tokens
         self.outstanding += 1
-        self.outstanding_tokens += tokens
-        return Placement(*candidate, self.device)
+        self.outstanding_tokens += candidate.prompt_tokens + candidate.output_tokens // 2
+        if self.calendar is not None:
+            held = self._held(candidate)
+            self._room()[: len(held)] -= held
+        return Placement(*candidate[:3], self.device, predicted_s, reason, candidate)
+
+    def kv_left(self) -> float:
+        """KV tokens free at the peak to come."""
+        return float(self._room().min()) if self.calendar is not None else float(self.kv_bound)
+
+    def _held(self, candidate: Candidate) -> NDArray[np.float64]:
+        assert self.calendar is not None
+        if self._asked is None or self._asked[0] is not candidate:  # a job that fits is put next
+            lengths = candidate.prompt_tokens, candidate.output_tokens
+            self._asked = candidate, self.calendar.held(self.calendar.step, *lengths, guessed=self.guessed)
+        return self._asked[1]
+
+    def _room(self) -> NDArray[np.float64]:
+        if self._free is None:
+            assert self.calendar is not None
+            self._free = self.calendar.free(self.kv_bound)
+        return self._free
+
+
+class CachedPrefixes(Protocol):
+    """Where prefixes are believed to be cached; see ``broker.prefix_index``."""
+
+    def held(self, device: str, most: int) -> list[str]:
+        """The device's prefixes, the latest first."""
+        ...
+
+    def holders_of(self, prefix: str) -> Collection[str]:
+        """The devices that have a prefix."""
+        ...
+
+
+class WaitingJobs(Protocol):
+    """What waits: jobs in the order in which they should go, and the same by priority and length class."""
+
+    @property
+    def lines(self) -> dict[str, Line]: ...
+
+    def __iter__(self) -> Iterator[Candidate]: ...
+
+    def __len__(self) -> int: ...
+
+
+@dataclass(slots=True)
+class Round:
+    """One round of decisions.
+
+    Attributes:
+        waiting: what waits.
+        limit: most jobs to place.
+        offers: the room of each device that takes jobs, sorted by name.
+        whole: whether ``waiting`` is all there is: no job waits beyond it.
+        now: seconds on a monotonic clock.
+        rng: the only source of chance.
+        open: those of the offers that have room.
+        prefixes: where prefixes are cached; None where nobody keeps account of it.
+    """
+
+    waiting: WaitingJobs
+    offers: Sequence[Offer]
+    now: float
+    rng: random.Random
+    limit: int = 400
+    whole: bool = True
+    open: list[Offer] = field(default_factory=list[Offer])
+    prefixes: CachedPrefixes | None = None
+
+    def in_order(self) -> Iterable[Candidate]:
+        """The jobs that this round may place, first come first served in each priority."""
+        return islice(self.waiting, self.limit)
 
 
 class Policy(Protocol):
@@ -72,17 +187,8 @@ class Policy(Protocol):
 
     name: ClassVar[str]
 
-    def place(
-        self, waiting: Iterable[Candidate], offers: Sequence[Offer], now: float, rng: random.Random
-    ) -> list[Placement]:
-        """Decide one round.
-
-        Args:
-            waiting: jobs in the order in which they should go.
-            offers: the room of each device that takes jobs, sorted by name.
-            now: seconds on a monotonic clock.
-            rng: the only source of chance.
-        """
+    def place(self, turn: Round) -> list[Placement]:
+        """Decide one round."""
         ...
 
 

@@ -8,12 +8,10 @@ that is not yet spoken for: a device near the end of its memory is about to queu
 
 from __future__ import annotations
 
-import random
-from collections.abc import Iterable, Sequence
 from statistics import fmean
 from typing import ClassVar
 
-from broker.policies.base import Candidate, Offer, Placement
+from broker.policies.base import Offer, Placement, Round
 from broker.policies.least_loaded import place_least_loaded
 
 #: The share of free memory is never taken as less than this: the load stays finite.
@@ -25,11 +23,8 @@ class Capacity:
 
     name: ClassVar[str] = "capacity"
 
-    def place(
-        self, waiting: Iterable[Candidate], offers: Sequence[Offer], now: float, rng: random.Random
-    ) -> list[Placement]:
-        del now, rng
-        measured = [offer.speed for offer in offers if offer.speed > 0]
+    def place(self, turn: Round) -> list[Placement]:
+        measured = [offer.speed for offer in turn.offers if offer.speed > 0]
         typical = fmean(measured) if measured else 1.0
 
         def load(offer: Offer) -> float:
@@ -37,4 +32,4 @@ class Capacity:
             free = 1 - offer.outstanding_tokens / max(offer.kv_tokens, 1)
             return drain_s / max(free, _LEAST_FREE_SHARE)
 
-        return place_least_loaded(waiting, offers, load)
+        return place_least_loaded(turn.in_order(), turn.offers, load)

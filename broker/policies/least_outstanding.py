@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import random
-from collections.abc import Iterable, Sequence
 from typing import ClassVar
 
-from broker.policies.base import Candidate, Offer, Placement
+from broker.policies.base import Placement, Round
 from broker.policies.least_loaded import place_least_loaded
 
 
@@ -15,8 +13,5 @@ class LeastOutstanding:
 
     name: ClassVar[str] = "least_outstanding"
 
-    def place(
-        self, waiting: Iterable[Candidate], offers: Sequence[Offer], now: float, rng: random.Random
-    ) -> list[Placement]:
-        del now, rng
-        return place_least_loaded(waiting, offers, lambda offer: offer.outstanding)
+    def place(self, turn: Round) -> list[Placement]:
+        return place_least_loaded(turn.in_order(), turn.offers, lambda offer: offer.outstanding)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import random
-from collections.abc import Iterable, Sequence
 from typing import ClassVar
 
-from broker.policies.base import Candidate, Offer, Placement, place_in_order
+from broker.policies.base import Candidate, Offer, Placement, Round, place_in_order
 
 
 class PowerOfTwo:
@@ -14,15 +12,12 @@ class PowerOfTwo:
 
     name: ClassVar[str] = "power_of_two"
 
-    def place(
-        self, waiting: Iterable[Candidate], offers: Sequence[Offer], now: float, rng: random.Random
-    ) -> list[Placement]:
-        del now
-        open_offers = list(offers)
+    def place(self, turn: Round) -> list[Placement]:
+        open_offers = list(turn.offers)
 
         def pick(candidate: Candidate) -> Offer | None:
             while open_offers:
-                pair = rng.sample(range(len(open_offers)), min(2, len(open_offers)))
+                pair = turn.rng.sample(range(len(open_offers)), min(2, len(open_offers)))
                 fitting = [i for i in pair if open_offers[i].fits(candidate)]
                 if fitting:
                     return min((open_offers[i] for i in fitting), key=lambda offer: offer.outstanding)
@@ -31,4 +26,4 @@ class PowerOfTwo:
                     open_offers.pop()
             return None
 
-        return place_in_order(waiting, pick)
+        return place_in_order(turn.in_order(), pick)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import random
-from collections.abc import Iterable, Sequence
 from typing import ClassVar
 
-from broker.policies.base import Candidate, Offer, Placement, place_in_order
+from broker.policies.base import Candidate, Offer, Placement, Round, place_in_order
 
 
 class RoundRobin:
@@ -17,21 +15,19 @@ class RoundRobin:
     def __init__(self) -> None:
         self._last = ""
 
-    def place(
-        self, waiting: Iterable[Candidate], offers: Sequence[Offer], now: float, rng: random.Random
-    ) -> list[Placement]:
-        del now, rng
+    def place(self, turn: Round) -> list[Placement]:
+        offers = turn.offers
         if not offers:
             return []
-        turn = next((i for i, offer in enumerate(offers) if offer.device > self._last), 0)
+        at = next((i for i, offer in enumerate(offers) if offer.device > self._last), 0)
 
         def pick(candidate: Candidate) -> Offer | None:
-            nonlocal turn
-            offer = offers[turn % len(offers)]
+            nonlocal at
+            offer = offers[at % len(offers)]
             if not offer.fits(candidate):
                 return None
-            turn += 1
+            at += 1
             self._last = offer.device
             return offer
 
-        return place_in_order(waiting, pick)
+        return place_in_order(turn.in_order(), pick)

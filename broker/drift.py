@@ -1,0 +1,107 @@
+"""How much slower a device runs than its profile says, learned from heartbeats. Pure."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+from math import log
+from typing import NamedTuple, Protocol
+
+from broker.throughput import DeviceKind, Work
+
+#: The slowdown is that of the last looks together, over at least this time (seconds), and this many steps: a single
+#: interval is off by a step, which may take most of a second.
+_LEAST_S = 2.5
+_LEAST_STEPS = 30.0
+#: Looks kept: what they show together is at most this old.
+_LOOKS = 8
+#: A device is taken for another kind only when its slowdown is off by this factor: small errors cost less than new
+#: plans.
+_TOLERANCE = log(1.5)
+#: With fewer requests than this at both ends the device may have idled in between: that would make it look slow.
+_LEAST_RUNNING = 3
+#: A device is taken for another kind only when its slowdown left its bucket by this much: kinds should be few and calm.
+_BUCKET = log(1.1)
+_HYSTERESIS = 0.75
+#: And when the batch grew or shrank by more than this factor its mean over the interval is not known.
+_STEADY = 1.5
+#: No device is this much slower or faster than its profile: what says so is a broken clock or forged.
+_MOST = 1e5
+
+
+class Account(Protocol):
+    """The part of a heartbeat that speaks of work done."""
+
+    @property
+    def seen(self) -> float: ...
+    @property
+    def running(self) -> int: ...
+    @property
+    def steps_total(self) -> int: ...
+    @property
+    def prompt_tokens_total(self) -> int: ...
+    @property
+    def output_tokens_total(self) -> int: ...
+    @property
+    def kv_tokens_total(self) -> int: ...
+    @property
+    def kv_tokens_free(self) -> int: ...
+
+
+class Done(NamedTuple):
+    """What was done between two heartbeats: real seconds, seconds by the profile, steps."""
+
+    elapsed: float
+    expected: float
+    steps: float
+
+
+def work_between(kind: DeviceKind, before: Account, after: Account) -> Done | None:
+    """What a device did between two heartbeats; None where that says nothing about its speed.
+
+    The batch is taken as constant in between: its mean number of requests, and mean context held. So nothing is said
+    where it grew or shrank much, nor where the device may have idled.
+    """
+    elapsed = after.seen - before.seen
+    prompt = after.prompt_tokens_total - before.prompt_tokens_total
+    output = after.output_tokens_total - before.output_tokens_total
+    fewer, more = sorted((before.running, after.running))
+    if elapsed <= 0 or prompt < 0 or output < 0 or fewer < _LEAST_RUNNING or more > _STEADY * fewer:
+        return None
+    running = (before.running + after.running) / 2
+    held = max(before.kv_tokens_total - (before.kv_tokens_free + after.kv_tokens_free) / 2, 0.0)
+    context = held / running
+    steps = float(after.steps_total - before.steps_total)
+    if not after.steps_total:
+        steps = max(output / running, (prompt + output) / kind.max_batched_tokens)
+    work = Work(prompt, prompt * context, output, output * context, prompt + output)
+    return Done(elapsed, kind.profile.own_seconds(work) + kind.profile.decode_d * max(steps, 0.0), steps)
+
+
+@dataclass(slots=True)
+class Drift:
+    """The slowdown of one device: ``factor`` is what was seen lately, ``calm`` the figure to decide by."""
+
+    factor: float = 1.0
+    calm: float = 1.0
+    _seen: deque[Done] = field(default_factory=lambda: deque[Done](maxlen=_LOOKS))
+
+    def observe(self, kind: DeviceKind, before: Account, after: Account) -> None:
+        """Learn from two heartbeats in succession."""
+        done = work_between(kind, before, after)
+        if done is None:
+            self._seen.clear()
+            return
+        self._seen.append(done)
+        elapsed = expected = steps = 0.0
+        for look in reversed(self._seen):  # the latest that are enough
+            elapsed, expected, steps = elapsed + look.elapsed, expected + look.expected, steps + look.steps
+            if elapsed >= _LEAST_S and steps >= _LEAST_STEPS:
+                break
+        else:
+            if len(self._seen) < _LOOKS:
+                return
+        self.factor = min(max(elapsed / max(expected, 1e-9), 1 / _MOST), _MOST)
+        # With few steps in sight one more or less at either end is much.
+        if abs(log(self.factor / self.calm)) > _TOLERANCE + 1 / max(steps, 1.0):
+            self.calm = self.factor

@@ -1,0 +1,117 @@
+"""The end of the work: nothing waits any more, some devices run dry, others still have long to go. Pure.
+
+Two remedies. Jobs that have not started are *recalled* from a device where they would end later than elsewhere: they
+wait again, and are placed anew. A job that runs, but has longer to go than it would take from its very start on another
+device, is *copied* there: the first result wins, the other run is aborted. Both only help where the device that gets
+the job would else be idle.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container, Sequence
+from dataclasses import dataclass, field
+
+from broker.admission import offer_of
+from broker.cluster import Cluster, Device, InFlight
+from broker.policies.base import Offer
+from broker.policies.outlook import predicted_seconds
+
+#: A job is moved or copied only where it would end within this share of the time that it still has to go.
+_WORTHWHILE = 0.7
+#: Less than this is left alone (seconds): a move takes a round trip, and predictions are not that good.
+_LEAST_S = 1.0
+#: A device gets copies only while it has fewer jobs than this, or than this share of its seats: it is all but idle.
+_COPIES = 2
+_COPIES_SHARE = 0.01
+#: A job that outlasts its prediction is taken to need this share of it again.
+_OVERTIME = 0.25
+
+
+@dataclass(frozen=True, slots=True)
+class JobCopy:
+    """A decision: run this job a second time, on that device."""
+
+    job: InFlight
+    source: str
+    device: str
+    predicted_s: float
+
+
+@dataclass(slots=True)
+class EndGame:
+    """What to do: by device the jobs to recall, where they have not started; and the copies to make."""
+
+    recalls: dict[str, list[str]] = field(default_factory=dict[str, list[str]])
+    copies: list[JobCopy] = field(default_factory=list[JobCopy])
+
+
+def end_game(cluster: Cluster, copied: Container[str], round_trip_s: float) -> EndGame:
+    """Decide, where nothing waits.
+
+    Args:
+        cluster: the devices and what they have in flight.
+        copied: ids of jobs that have a copy already.
+        round_trip_s: time a device queue must hide, as for ``offer_of``.
+    """
+    devices = [device for device in cluster.ready() if device.kind is not None]
+    open_offers = [offer for offer in (offer_of(device, round_trip_s) for device in devices) if _has_room(offer)]
+    if not open_offers or len(devices) < 2:
+        return EndGame()
+    decided = EndGame()
+    for device in devices:
+        _recall(device, open_offers, decided)
+    runs = [(_seconds_left(device, job), device, job) for device in devices for job in device.in_flight.values()]
+    for left, device, job in sorted(runs, key=lambda run: -run[0]):
+        if left < _LEAST_S:
+            break
+        if job.job_id not in copied and job.job_id not in decided.recalls.get(device.name, ()):
+            _copy(device, job, left, open_offers, decided)
+    return decided
+
+
+def _has_room(offer: Offer) -> bool:
+    return offer.slots_left > 0 and offer.outstanding < max(_COPIES, _COPIES_SHARE * offer.seats)
+
+
+def _recall(device: Device, offers: Sequence[Offer], decided: EndGame) -> None:
+    """The youngest jobs, as many as lie behind the device's seats, where another device would end one sooner."""
+    seats = device.heartbeat.seats
+    behind = len(device.in_flight) - seats - max(1, seats // 16)
+    others = [offer for offer in offers if offer.device != device.name]
+    if behind <= 0 or not others:
+        return
+    room = sum(offer.slots_left for offer in others)
+    for job in list(device.in_flight.values())[-min(behind, room) :]:
+        here = device.seconds_a_step * (job.output_tokens + job.output_tokens / 2)  # a seat first comes free
+        tokens = job.prompt_tokens + job.output_tokens
+        there = (
+            predicted_seconds(offer, job.prompt_tokens, job.output_tokens)
+            for offer in others
+            if offer.kind is not None and offer.kind.can_hold(tokens)
+        )
+        if min(there, default=here) < _WORTHWHILE * here:
+            decided.recalls.setdefault(device.name, []).append(job.job_id)
+
+
+def _copy(device: Device, job: InFlight, left: float, offers: Sequence[Offer], decided: EndGame) -> None:
+    best: tuple[float, Offer] | None = None
+    for offer in offers:
+        tokens = job.prompt_tokens + job.output_tokens
+        if offer.device == device.name or not _has_room(offer) or not (offer.kind and offer.kind.can_hold(tokens)):
+            continue
+        seconds = predicted_seconds(offer, job.prompt_tokens, job.output_tokens)
+        if seconds < _WORTHWHILE * left and (best is None or seconds < best[0]):
+            best = seconds, offer
+    if best is not None:
+        seconds, offer = best
+        offer.slots_left -= 1
+        offer.outstanding += 1
+        offer.outstanding_tokens += job.tokens
+        decided.copies.append(JobCopy(job, device.name, offer.device, seconds))
+
+
+def _seconds_left(device: Device, job: InFlight) -> float:
+    """Seconds that a job in flight still takes where it is, at the device's pace of late."""
+    done = max(device.calendar.step - job.step, 0.0)
+    steps = max(job.output_tokens - done, _OVERTIME * job.output_tokens if done > job.output_tokens else 0.0, 0.0)
+    return steps * device.seconds_a_step

@@ -1,0 +1,325 @@
+"""Which length class a device takes next: the linear program's shares, kept up to date. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Container, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from heapq import heapify, heappop, heappush, heapreplace
+from itertools import islice
+
+import numpy as np
+from numpy.typing import NDArray
+
+from broker.fluid import FluidPlan, LengthClass, cost_at, solve
+from broker.policies.base import Offer, Round
+from broker.policies.outlook import busy_seconds, busy_until, predicted_seconds
+from broker.throughput import NO_WORK, DeviceKind, Work, work_of
+from broker.window import ClassKey, Jobs
+
+#: The program is solved again no more often than this (seconds).
+_LEAST_INTERVAL_S = 0.5
+#: It is solved again when this share of the mix is of other lengths than it was.
+_MIX_MOVED = 0.1
+#: And where the end can be seen, when this share of what waited has gone.
+_GONE = 0.5
+#: Rounds of leaving out what would outlast the plan.
+_TRIES = 4
+#: Where the end is in sight, jobs go first whose steps are more than this share of those that their device has left.
+_URGENT = 0.5
+#: A device out of jobs of its own takes others' where it would be done within this share of the time that all need.
+_SPARE = 0.9
+#: Jobs of a class that are looked at for its mean lengths.
+_SAMPLE = 8
+
+
+@dataclass(slots=True)
+class _KindShares:
+    """One kind's part: how many jobs of each class, how many it had, and how well each suits it."""
+
+    jobs: dict[ClassKey, float]
+    served: dict[ClassKey, float]
+    steps: dict[ClassKey, float]
+    steps_left: float
+    efficiency: dict[ClassKey, float]
+    _order: list[tuple[float, ClassKey]] = field(default_factory=list[tuple[float, ClassKey]])
+
+    def __post_init__(self) -> None:
+        self._order = [(self.served[key] / jobs, key) for key, jobs in self.jobs.items()]
+        heapify(self._order)
+
+    def next_class(self, waiting: Mapping[ClassKey, Jobs], gone: Container[ClassKey]) -> ClassKey | None:
+        """Of the classes that wait, the one of which the kind has had least for its share (stride scheduling)."""
+        absent: list[tuple[float, ClassKey]] = []
+        order, found = self._order, None
+        while order:
+            key = order[0][1]
+            if key in waiting and key not in gone:
+                found = key
+                break
+            absent.append(heappop(order))
+        for entry in absent:
+            heappush(order, entry)
+        return found
+
+    def took(self, key: ClassKey) -> None:
+        """The kind got a job of that class."""
+        if key not in self.served:
+            return
+        self.served[key] += 1
+        entry = (self.served[key] / self.jobs[key], key)
+        if self._order[0][1] == key:
+            heapreplace(self._order, entry)
+        else:
+            self._order = [entry if known == key else (rank, known) for rank, known in self._order]
+            heapify(self._order)
+
+
+@dataclass(slots=True)
+class Shares:
+    """The plan in force."""
+
+    _kinds: dict[DeviceKind, _KindShares] = field(default_factory=dict[DeviceKind, _KindShares])
+    _counts: dict[ClassKey, int] = field(default_factory=dict[ClassKey, int])
+    _looked_at: float = float("-inf")
+    _fleet: dict[DeviceKind, int] = field(default_factory=dict[DeviceKind, int])
+    _whole: bool = False
+    _known: dict[int, tuple[DeviceKind, _KindShares]] = field(default_factory=dict[int, tuple[DeviceKind, _KindShares]])
+    _largest: int = 0
+    _work: dict[ClassKey, Work] = field(default_factory=dict[ClassKey, Work])
+    _solved_at: float = 0.0
+    _taken: int = 0  # jobs that went since
+    _unplaced: frozenset[ClassKey] = frozenset()  # no device can hold them
+    seconds: float = 0.0
+
+    def renew(self, turn: Round) -> None:
+        """Solve the program again where the jobs, the devices or their speed are not what they were."""
+        if turn.now - self._looked_at < _LEAST_INTERVAL_S:
+            return
+        self._looked_at = turn.now
+        counts = _count(turn)
+        fleet = _fleet(turn)
+        if fleet == self._fleet and turn.whole == self._whole and not self._moved(counts, turn.now):
+            return
+        self._counts, self._fleet, self._whole = counts, fleet, turn.whole
+        self._solve(turn)
+
+    def choose(
+        self, offer: Offer, waiting: Mapping[ClassKey, Jobs], gone: Container[ClassKey], now: float
+    ) -> tuple[ClassKey | None, str]:
+        """The class of which a device should take a job now, and why; of those that wait and are not ``gone``."""
+        shares = self._of(offer)
+        if shares is None:
+            return next((key for key in waiting if key not in gone), None), "unmodelled"
+        best = self._urgent(shares, waiting, gone, now) if self._whole else shares.next_class(waiting, gone)
+        if best is not None:
+            return best, "share"
+        efficiency = shares.efficiency
+        left = [key for key in waiting if key not in gone]
+        if self._whole:  # nothing that would end after all else is done
+            end = self._solved_at + _SPARE * self.seconds
+            busy = now + busy_seconds(offer)
+            left = [
+                key
+                for key in left
+                if key in self._unplaced or max(busy + self._cost(offer, key), now + self._duration(offer, key)) <= end
+            ]
+        return max(left, key=lambda key: efficiency.get(key, 0.5), default=None), "spare"
+
+    def _urgent(
+        self, shares: _KindShares, waiting: Mapping[ClassKey, Jobs], gone: Container[ClassKey], now: float
+    ) -> ClassKey | None:
+        """Of what is left of a device's share: first the longest of what will soon be too long, else as ever."""
+        urgent = _URGENT * shares.steps_left * (1 - min((now - self._solved_at) / max(self.seconds, 1e-9), 1.0))
+        best, least = None, float("inf")
+        for key, jobs in shares.jobs.items():
+            done = shares.served[key] / jobs
+            if done >= 1:
+                continue
+            rank = -shares.steps[key] if shares.steps[key] > urgent else done
+            if rank < least and key in waiting and key not in gone:
+                best, least = key, rank
+        return best
+
+    def _duration(self, offer: Offer, key: ClassKey) -> float:
+        """Seconds a job of that class would take there, with the batch as it is."""
+        work = self._work.get(key)
+        return predicted_seconds(offer, work.prompt, work.steps + 1) if work is not None else 0.0
+
+    def _cost(self, offer: Offer, key: ClassKey) -> float:
+        """Seconds of the device that a job of that class takes, with all that is its own."""
+        kind, work = offer.kind, self._work.get(key)
+        return kind.profile.own_seconds(work) * kind.slowdown if kind is not None and work is not None else 0.0
+
+    def suits(self, offer: Offer, tokens: int) -> bool:
+        """Whether the device may be given a job of that size: it can hold it, or no device can.
+
+        What no device can hold goes anywhere, for the engine to refuse: predictions may be wrong.
+        """
+        return offer.kind is None or offer.kind.can_hold(tokens) or tokens > self._largest
+
+    def took(self, offer: Offer, key: ClassKey) -> None:
+        """A device took a job of that class."""
+        self._taken += 1
+        if self._whole:
+            offer.added_s += self._cost(offer, key)
+        shares = self._of(offer)
+        if shares is not None:
+            shares.took(key)
+
+    def _of(self, offer: Offer) -> _KindShares | None:
+        """By identity first: a kind is long to hash."""
+        kind = offer.kind
+        if kind is None:
+            return None
+        known = self._known.get(id(kind))
+        if known is None:
+            shares = self._kinds.get(kind) or self._alike(kind)
+            if shares is None:
+                return None
+            known = self._known[id(kind)] = (kind, shares)  # the kind is kept, so that its id stays its own
+        return known[1]
+
+    def _alike(self, kind: DeviceKind) -> _KindShares | None:
+        """The shares of the same device at another speed: it changed since the program was solved."""
+        return next((shares for known, shares in self._kinds.items() if known.profile == kind.profile), None)
+
+    def _moved(self, counts: dict[ClassKey, int], now: float) -> bool:
+        total, before = sum(counts.values()), sum(self._counts.values())
+        if not before or (self._whole and total < (1 - _GONE) * before):
+            return True
+        # A plan for all that waited says nothing of what came since; and where it is over, it was wrong.
+        if self._whole and (total + self._taken > (1 + _MIX_MOVED) * before or now > self._solved_at + self.seconds):
+            return True
+        distance = sum(abs(counts.get(key, 0) / total - n / before) for key, n in self._counts.items())
+        distance += sum(n for key, n in counts.items() if key not in self._counts) / total
+        return distance / 2 > _MIX_MOVED
+
+    def _solve(self, turn: Round) -> None:
+        keys, classes = _classes(turn)
+        kinds = list(self._fleet)
+        backlog = _backlogs(turn) if turn.whole else {}
+        fleet = [
+            replace(kind, count=self._fleet[kind], backlog=backlog[kind][0], backlog_steps=backlog[kind][1])
+            if kind in backlog
+            else replace(kind, count=self._fleet[kind])
+            for kind in kinds
+        ]
+        plan, late = _in_time(classes, fleet) if turn.whole else (solve(classes, fleet), None)
+        self.seconds, self._solved_at, self._taken = plan.seconds, turn.now, 0
+        self._largest = max((min(kind.profile.kv_tokens, kind.context_tokens) for kind in kinds), default=0)
+        self._work = {key: c.work for key, c in zip(keys, classes, strict=True)}
+        self._unplaced = frozenset(keys[c] for c in plan.unplaced)
+        worth = [plan.seconds_of(fleet, c.work, c.longest) for c in classes]
+        self._kinds, self._known = {}, {}
+        for k, kind in enumerate(kinds):
+            jobs = {key: float(plan.jobs[c, k]) for c, key in enumerate(keys) if plan.jobs[c, k] > 1e-9}
+            served = {key: -turn.rng.random() * n if not turn.whole else 0.0 for key, n in jobs.items()}
+            steps = {key: classes[c].work.steps for c, key in enumerate(keys)}
+            efficiency = {
+                key: worth[c] / max(cost_at(kind, plan.prices[k], classes[c].work), 1e-12)
+                if kind.can_hold(classes[c].longest) and not (late is not None and late[c, k])
+                else 0.0
+                for c, key in enumerate(keys)
+            }
+            self._kinds[kind] = _KindShares(jobs, served, steps, float(plan.steps[k]) / self._fleet[kind], efficiency)
+
+
+def _in_time(classes: Sequence[LengthClass], fleet: Sequence[DeviceKind]) -> tuple[FluidPlan, NDArray[np.bool_]]:
+    """The plan that counts in that a device which takes a job of s steps makes at least s steps, full or not.
+
+    Steps beyond those that a full batch needs are paid for in vain: a slow device should not take jobs that outlast
+    the rest of its work. Which lengths a kind takes is found by descent: from the longest that the plain program gives
+    it, shorter and shorter, as long as all would be done sooner. Returns the pairs that are left out, too.
+    """
+    fleet = list(fleet)
+    for _ in fleet:
+        plan = solve(classes, fleet)
+        held_up = [
+            k for k, kind in enumerate(fleet) if busy_until(kind) >= plan.seconds * 0.999 and not plan.jobs[:, k].any()
+        ]
+        if not held_up or len(held_up) == len(fleet):
+            break
+        for k in held_up:  # they will be done last, whatever the others do; the others should not wait for them
+            fleet[k] = replace(fleet[k], backlog=NO_WORK, backlog_steps=0.0, context_tokens=0)
+    steps = np.array([c.work.steps for c in classes])
+    longest = np.full(len(fleet), steps.max(initial=0.0))
+    best, late = _with_longest(classes, fleet, steps, longest)
+    improved = True
+    while improved:
+        improved = False
+        for k in range(len(fleet)):
+            used = steps[best.jobs[:, k] > 1e-6]
+            if not len(used):
+                continue
+            for keep in (0.999, 0.7, 0.4):
+                trial = longest.copy()
+                trial[k] = used.max() * keep
+                plan, left_out = _with_longest(classes, fleet, steps, trial)
+                if not plan.unplaced and plan.seconds < best.seconds * (1 - 1e-4):
+                    best, late, longest, improved = plan, left_out, trial, True
+                    break
+    return best, late
+
+
+def _with_longest(
+    classes: Sequence[LengthClass],
+    fleet: Sequence[DeviceKind],
+    steps: NDArray[np.float64],
+    longest: NDArray[np.float64],
+) -> tuple[FluidPlan, NDArray[np.bool_]]:
+    """The plan in which each kind takes jobs of up to so many steps, and makes as many as its longest has."""
+    late = steps[:, None] > longest[None, :]
+    plan = solve(classes, fleet, ~late)
+    for _ in range(_TRIES):
+        used = plan.jobs > 1e-6
+        needed = np.array(
+            [steps[used[:, k]].max(initial=kind.backlog_steps) * kind.count for k, kind in enumerate(fleet)]
+        )
+        if (plan.steps >= needed * 0.999).all():
+            break
+        plan = solve(classes, fleet, ~late, np.maximum(needed, 0.0))
+    return plan, late
+
+
+def _count(turn: Round) -> dict[ClassKey, int]:
+    counts: dict[ClassKey, int] = {}
+    for line in turn.waiting.lines.values():
+        for key, jobs in line.by_class.items():
+            counts[key] = counts.get(key, 0) + len(jobs)
+    return counts
+
+
+def _fleet(turn: Round) -> dict[DeviceKind, int]:
+    fleet: dict[DeviceKind, int] = {}
+    for offer in turn.offers:
+        if offer.kind is not None:
+            fleet[offer.kind] = fleet.get(offer.kind, 0) + 1
+    return fleet
+
+
+def _backlogs(turn: Round) -> dict[DeviceKind, tuple[Work, float]]:
+    """By kind: the work in flight, and the steps that the longest of it still takes."""
+    found: dict[DeviceKind, tuple[Work, float]] = {}
+    for offer in turn.offers:
+        if offer.kind is None or offer.backlog is None or offer.calendar is None:
+            continue
+        work, steps = found.get(offer.kind, (NO_WORK, 0.0))
+        left = offer.backlog.left(offer.calendar.step)
+        found[offer.kind] = (Work(*map(sum, zip(work, left, strict=True))), max(steps, offer.calendar.steps_left))
+    return found
+
+
+def _classes(turn: Round) -> tuple[list[ClassKey], list[LengthClass]]:
+    samples: dict[ClassKey, tuple[int, list[Work], int]] = {}
+    for line in turn.waiting.lines.values():
+        for key, jobs in line.by_class.items():
+            count, works, longest = samples.get(key, (0, [], 0))
+            sample = list(islice(jobs.values(), _SAMPLE))
+            works = works + [work_of(c.prompt_tokens, c.output_tokens, c.shared_tokens) for c in sample]
+            longest = max(longest, *(c.prompt_tokens + c.output_tokens for c in sample))
+            samples[key] = (count + len(jobs), works, longest)
+    classes = [
+        LengthClass(count, Work(*np.mean(np.array(works), axis=0).tolist()), longest)
+        for count, works, longest in samples.values()
+    ]
+    return list(samples), classes

@@ -1,0 +1,145 @@
+"""The cluster's throughput as the goal: shares from a linear program, carried out by late binding. Pure.
+
+Two situations, told apart in every round:
+
+- *More waits than fits.* Each device with room takes jobs of the length classes that the linear program (see
+  ``broker.fluid``) gives to its kind, in these proportions. Where all that waits can be seen, the program knows what is
+  in flight, too, long jobs go first, and a device on which a job would end after all else is done does not get it.
+- *All fits.* Each job, long ones first, goes where it is predicted to end soonest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from typing import ClassVar
+
+from broker.policies.base import Candidate, Offer, Placement, Round
+from broker.policies.outlook import predicted_seconds
+from broker.policies.shares import Shares
+from broker.policies.soonest import place_soonest
+from broker.window import ClassKey, Line
+
+#: Jobs that are looked at to judge how many fit.
+_SAMPLE = 16
+#: Prefixes of a device that are looked for, the latest first.
+_PREFIXES = 16
+#: Jobs that are looked at for one whose prefix no other device has.
+_LOOK_AHEAD = 8
+
+
+class Throughput:
+    """The default."""
+
+    name: ClassVar[str] = "throughput"
+
+    def __init__(self) -> None:
+        self._shares = Shares()
+
+    def place(self, turn: Round) -> list[Placement]:
+        placed: list[Placement] = []
+        for line in turn.waiting.lines.values():
+            if not len(line):
+                continue
+            if _all_fit(turn.open, line):
+                done = place_soonest(turn, line, turn.limit - len(placed))
+            else:
+                self._shares.renew(turn)
+                done = _Pull(self._shares, line, turn).place(turn.limit - len(placed))
+            placed += done
+            if len(done) < len(line):  # strictly by priority: the next waits until this one is empty
+                break
+        return placed
+
+
+def _all_fit(offers: Sequence[Offer], line: Line) -> bool:
+    """Whether all jobs of the line fit now, judged by the lengths of its first."""
+    if sum(max(offer.slots_left, 0) for offer in offers) < len(line):
+        return False
+    sample = [c.prompt_tokens + c.output_tokens // 2 for c in islice(line, _SAMPLE)]
+    tokens = max(sum(sample) // len(sample), 1)
+    return sum(max(0, min(offer.slots_left, int(offer.kv_left() // tokens))) for offer in offers) >= len(line)
+
+
+class _Pull:
+    """Devices with room take jobs of a line by their shares."""
+
+    def __init__(self, shares: Shares, line: Line, turn: Round) -> None:
+        self._shares = shares
+        self._turn = turn
+        self._jobs: dict[ClassKey, Iterator[Candidate]] = {}
+        self._next: dict[ClassKey, Candidate] = {}
+        self._line = line
+        self._gone: set[ClassKey] = set()
+        self._taken: set[str] = set()
+
+    def place(self, limit: int) -> list[Placement]:
+        placed: list[Placement] = []
+        open_offers = list(self._turn.open)
+        limit = min(limit, len(self._line))
+        while open_offers and len(placed) < limit:
+            still: list[Offer] = []
+            for offer in open_offers:  # in turn: none takes all while another has none
+                placement = self._one(offer)
+                if placement is not None:
+                    placed.append(placement)
+                    if offer.slots_left > 0:
+                        still.append(offer)
+                if len(placed) >= limit:
+                    break
+            open_offers = still
+        return placed
+
+    def _one(self, offer: Offer) -> Placement | None:
+        too_long: set[ClassKey] = set()  # their next job is longer than those that the plan was made for
+        while True:
+            key, reason = self._shares.choose(offer, self._line.by_class, self._gone | too_long, self._turn.now)
+            if key is None:
+                return None
+            candidate, cached = self._pick(offer, key)
+            if candidate is None:
+                continue  # gone now
+            if self._shares.suits(offer, candidate.prompt_tokens + candidate.output_tokens):
+                break
+            too_long.add(key)
+        if not offer.fits(candidate):
+            offer.blocked = True
+            return None
+        self._shares.took(offer, key)
+        self._taken.add(candidate.job.job_id)
+        seconds = predicted_seconds(offer, candidate.prompt_tokens - cached, candidate.output_tokens)
+        return offer.put(candidate, seconds, "prefix" if cached else reason)
+
+    def _pick(self, offer: Offer, key: ClassKey) -> tuple[Candidate | None, int]:
+        """A job of the class for this device, and how much of its prompt is cached there.
+
+        First one whose prefix the device has, else the first in line; one whose prefix another device has is left to
+        that for a while.
+        """
+        prefixes = self._turn.prefixes
+        if prefixes is None or not self._line.by_prefix:
+            return self._first(key), 0
+        for prefix in prefixes.held(offer.device, _PREFIXES):
+            for candidate in self._line.by_prefix.get((key, prefix), {}).values():
+                if candidate.job.job_id not in self._taken:
+                    return candidate, candidate.shared_tokens
+        head = self._first(key)
+        for candidate in islice(self._line.by_class[key].values(), _LOOK_AHEAD):
+            free = not candidate.prefix or not prefixes.holders_of(candidate.prefix)
+            if free and candidate.job.job_id not in self._taken:
+                return candidate, 0
+        return head, 0
+
+    def _first(self, key: ClassKey) -> Candidate | None:
+        """The first of a class that is not taken yet; a class without is gone."""
+        jobs = self._jobs.get(key)
+        if jobs is None:
+            jobs = self._jobs[key] = iter(self._line.by_class[key].values())
+        candidate = self._next.get(key)
+        while candidate is None or candidate.job.job_id in self._taken:
+            candidate = next(jobs, None)
+            if candidate is None:
+                self._gone.add(key)
+                return None
+        self._next[key] = candidate
+        return candidate

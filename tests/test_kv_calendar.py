@@ -1,0 +1,131 @@
+"""The calendar of KV memory against a list of jobs that is looked through every time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from broker.kv_calendar import KvCalendar
+
+WIDTH, BINS = 16, 256
+
+operations = st.lists(
+    st.one_of(
+        st.tuples(st.just("add"), st.integers(0, 5000), st.integers(0, 6000)),
+        st.tuples(st.just("advance"), st.floats(0, 3000), st.just(0)),
+        st.tuples(st.just("remove"), st.integers(0, 50), st.just(0)),
+    ),
+    max_size=40,
+)
+
+
+@dataclass(frozen=True)
+class Job:
+    start: float
+    prompt: int
+    output: int
+
+    def at_end_of(self, number: int) -> float:
+        """Tokens counted for a bin: those held at its end, or at the job's own end."""
+        first = int(self.start // WIDTH)
+        last = min(int((self.start + self.output) // WIDTH), first + BINS - 1)
+        if not first <= number <= last:
+            return 0.0
+        grown = self.prompt + (number + 1) * WIDTH - self.start
+        return min(grown, self.prompt + self.output) if number == last else grown
+
+    def held(self, step: float) -> float:
+        """Tokens it truly holds at a step."""
+        return self.prompt + step - self.start if self.start <= step < self.start + self.output else 0.0
+
+
+def counted(calendar: KvCalendar) -> list[float]:
+    return (-calendar.free(0.0) - calendar.excess).tolist()
+
+
+def play(actions: list[tuple[str, float, float]]) -> tuple[KvCalendar, list[Job]]:
+    calendar, jobs = KvCalendar(), list[Job]()
+    for action, a, b in actions:
+        if action == "add":
+            jobs.append(Job(calendar.step, int(a), int(b)))
+            calendar.add(calendar.step, int(a), int(b))
+        elif action == "advance":
+            calendar.advance(calendar.step + a)
+        elif jobs:
+            gone = jobs.pop(int(a) % len(jobs))
+            calendar.add(gone.start, gone.prompt, gone.output, sign=-1)
+    return calendar, jobs
+
+
+@given(actions=operations)
+def test_each_bin_is_the_sum_of_the_jobs_in_it(actions: list[tuple[str, float, float]]) -> None:
+    calendar, jobs = play(actions)
+    present = int(calendar.step // WIDTH)
+    expected = [sum(job.at_end_of(present + i) for job in jobs) for i in range(BINS)]
+    assert counted(calendar) == pytest.approx(expected, abs=1e-6)
+    assert calendar.now == pytest.approx(expected[0], abs=1e-6)
+
+
+@given(actions=operations, ahead=st.floats(0, 4000))
+def test_never_less_than_what_the_jobs_will_hold(actions: list[tuple[str, float, float]], ahead: float) -> None:
+    calendar, jobs = play(actions)
+    step = calendar.step + ahead
+    in_sight = [job for job in jobs if step < (int(job.start // WIDTH) + BINS) * WIDTH]
+    at = int(step // WIDTH) - int(calendar.step // WIDTH)
+    if at < BINS:
+        assert counted(calendar)[at] >= sum(job.held(step) for job in in_sight) - 1e-6
+
+
+@given(actions=operations)
+def test_nothing_is_left_after_all_jobs_are_gone(actions: list[tuple[str, float, float]]) -> None:
+    calendar, jobs = play(actions)
+    for job in jobs:
+        calendar.add(job.start, job.prompt, job.output, sign=-1)
+    assert counted(calendar) == pytest.approx([0.0] * BINS, abs=1e-6)
+    assert calendar.steps_left == 0.0
+
+
+@given(actions=operations)
+def test_the_last_job_ends_within_a_bin_of_the_steps_left(actions: list[tuple[str, float, float]]) -> None:
+    calendar, jobs = play([*actions, ("add", 1, 5)])
+    ends = [
+        min(job.start + job.output, (int(job.start // WIDTH) + BINS) * WIDTH) for job in jobs if job.prompt + job.output
+    ]
+    assert calendar.steps_left == pytest.approx(max(0.0, max(ends) - calendar.step), abs=WIDTH)
+
+
+def test_time_never_runs_back() -> None:
+    calendar = KvCalendar()
+    calendar.advance(100.0)
+    calendar.add(100.0, 50, 200)
+    before = counted(calendar)
+    calendar.advance(3.0)
+    assert (calendar.step, counted(calendar)) == (100.0, before)
+
+
+def test_what_ends_beyond_the_calendar_is_counted_up_to_its_end() -> None:
+    calendar = KvCalendar()
+    calendar.add(0.0, 100, 10**6)
+    assert counted(calendar)[-1] == 100 + WIDTH * BINS
+
+
+def test_jobs_that_end_before_the_others_are_long_leave_room_for_more() -> None:
+    """That is the point of it: two jobs of 1,000 tokens that follow each other need room for one."""
+    calendar = KvCalendar()
+    calendar.add(0.0, 900, 100)
+    calendar.advance(96.0)
+    held = calendar.held(96.0, 10, 900)
+    assert (calendar.free(1100.0)[: len(held)] >= held).all()
+    assert not (calendar.free(1000.0)[: len(held)] >= held).all()
+
+
+def test_excess_counts_everywhere() -> None:
+    calendar = KvCalendar()
+    calendar.add(0.0, 100, 32)
+    calendar.excess = 50.0
+    assert calendar.free(1000.0)[:3].tolist() == [834.0, 818.0, 818.0]
+    assert np.unique(calendar.free(1000.0)[3:]).tolist() == [950.0]
