@@ -10,7 +10,7 @@ $(if $(filter cpu gpu,$(EXTRA)),,$(error EXTRA is cpu or gpu, not '$(EXTRA)'))
 INSTALLED := $(VENV)/.installed-$(EXTRA)
 REQUIREMENTS := $(addprefix requirements/,install.sh constraints-$(EXTRA).txt cpu-overrides.txt model.txt)
 
-PEERS := arq dramatiq saq taskiq
+PEERS := arq dramatiq saq taskiq vllm-router sglang-router
 QUESTIONS ?= examples/questions.jsonl
 DEMO := .tokenyard/demo
 BENCHMARKS ?= broker_path latency engine_overhead
@@ -57,7 +57,7 @@ bench: setup bench-peers-setup ## run the benchmarks, figures in .tokenyard/benc
 		echo "== $$name"; $(BIN)/python -m benchmarks.$$name --json $(BENCH_RESULTS)/$$name.json; \
 	done
 
-bench-peers-setup: $(PEERS:%=.venv-peers/%/.installed) ## install the queues we compare with into .venv-peers
+bench-peers-setup: $(PEERS:%=.venv-peers/%/.installed) ## install the queues and routers we compare with into .venv-peers
 
 # An environment each: their versions of redis-py must not bind ours, nor one another's.
 .venv-peers/%/.installed: requirements/peers/%.txt | setup
