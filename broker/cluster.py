@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+import msgspec
+from msgspec import structs
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from broker.backlog import Backlog
@@ -87,8 +89,7 @@ def _built(beat: Heartbeat) -> tuple[str, int, int, int]:
     return beat.profile, beat.kv_tokens_total, beat.seats, beat.max_batched_tokens
 
 
-@dataclass(frozen=True, slots=True)
-class InFlight:
+class InFlight(msgspec.Struct, frozen=True):
     """A job bound to a device.
 
     Attributes:
@@ -168,7 +169,7 @@ class Device:
         if job.job_id not in self.in_flight:
             if not job.step:  # read back from its device queue: when it began is not known, its lengths are not checked
                 prompt, output = (min(max(n, 0), _MOST_TOKENS) for n in (job.prompt_tokens, job.output_tokens))
-                job = replace(job, prompt_tokens=prompt, output_tokens=output, step=self.calendar.step)
+                job = structs.replace(job, prompt_tokens=prompt, output_tokens=output, step=self.calendar.step)
             self.in_flight[job.job_id] = job
             self.tokens_in_flight += job.tokens
             self.changed.add(self.name)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
+
+from msgspec import structs
 
 from broker.admission import offer_of
 from broker.calibration import Calibration
@@ -133,7 +135,9 @@ class Placer:
         for copy in decided.copies:
             self._copied[copy.job.job_id] = copy.device
             device = self.cluster.devices[copy.device]
-            device.bind(replace(copy.job, dispatched=now, predicted_s=copy.predicted_s, step=device.calendar.step))
+            device.bind(
+                structs.replace(copy.job, dispatched=now, predicted_s=copy.predicted_s, step=device.calendar.step)
+            )
         return decided
 
     def take_back(self, placements: Iterable[Placement]) -> None:

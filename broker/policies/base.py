@@ -91,6 +91,8 @@ class Offer:
     blocked: bool = False
     added_s: float = 0.0
     _free: NDArray[np.float64] | None = None
+    _least_left: float | None = None
+    _unreckoned: list[Candidate] = field(default_factory=list[Candidate])
     _asked: tuple[Candidate, NDArray[np.float64]] | None = None
 
     def fits(self, candidate: Candidate) -> bool:
@@ -99,22 +101,27 @@ class Offer:
             return False
         if self.outstanding == 0 or self.calendar is None:
             return True
+        if candidate.prompt_tokens + candidate.output_tokens <= self.kv_left():
+            return True
         held = self._held(candidate)
         return bool((self._room()[: len(held)] >= held).all())
 
     def put(self, candidate: Candidate, predicted_s: float = 0.0, reason: str = "") -> Placement:
         """Use up the room of one job."""
+        tokens = candidate.prompt_tokens + candidate.output_tokens
         self.slots_left -= 1
         self.outstanding += 1
-        self.outstanding_tokens += candidate.prompt_tokens + candidate.output_tokens // 2
+        self.outstanding_tokens += tokens - (candidate.output_tokens + 1) // 2
+        self._least_left = self.kv_left() - tokens
         if self.calendar is not None:
-            held = self._held(candidate)
-            self._room()[: len(held)] -= held
+            self._unreckoned.append(candidate)
         return Placement(*candidate[:3], self.device, predicted_s, reason, candidate)
 
     def kv_left(self) -> float:
-        """KV tokens free at the peak to come."""
-        return float(self._room().min()) if self.calendar is not None else float(self.kv_bound)
+        """KV tokens free at the peak to come; at least so many, once jobs were put in this round."""
+        if self._least_left is None:
+            self._least_left = float(self._room().min()) if self.calendar is not None else float(self.kv_bound)
+        return self._least_left
 
     def _held(self, candidate: Candidate) -> NDArray[np.float64]:
         assert self.calendar is not None
@@ -124,9 +131,14 @@ class Offer:
         return self._asked[1]
 
     def _room(self) -> NDArray[np.float64]:
+        """KV tokens free in each bin of the calendar."""
+        assert self.calendar is not None
         if self._free is None:
-            assert self.calendar is not None
             self._free = self.calendar.free(self.kv_bound)
+        for candidate in self._unreckoned:
+            held = self._held(candidate)
+            self._free[: len(held)] -= held
+        self._unreckoned.clear()
         return self._free
 
 

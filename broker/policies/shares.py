@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, field, replace
-from heapq import heapify, heappop, heappush, heapreplace
 from itertools import islice
 
 import numpy as np
-from numpy.typing import NDArray
 
-from broker.fluid import FluidPlan, LengthClass, cost_at, solve
+from broker.fluid import LengthClass, cost_at, solve
 from broker.policies.base import Offer, Round
-from broker.policies.outlook import busy_seconds, busy_until, predicted_seconds
+from broker.policies.in_time import plan_in_time
+from broker.policies.kind_shares import KindShares
+from broker.policies.outlook import busy_seconds, predicted_seconds
 from broker.throughput import NO_WORK, DeviceKind, Work, work_of
 from broker.window import ClassKey, Jobs
 
@@ -22,8 +22,6 @@ _LEAST_INTERVAL_S = 0.5
 _MIX_MOVED = 0.1
 #: And where the end can be seen, when this share of what waited has gone.
 _GONE = 0.5
-#: Rounds of leaving out what would outlast the plan.
-_TRIES = 4
 #: Where the end is in sight, jobs go first whose steps are more than this share of those that their device has left.
 _URGENT = 0.5
 #: A device out of jobs of its own takes others' where it would be done within this share of the time that all need.
@@ -33,57 +31,15 @@ _SAMPLE = 8
 
 
 @dataclass(slots=True)
-class _KindShares:
-    """One kind's part: how many jobs of each class, how many it had, and how well each suits it."""
-
-    jobs: dict[ClassKey, float]
-    served: dict[ClassKey, float]
-    steps: dict[ClassKey, float]
-    steps_left: float
-    efficiency: dict[ClassKey, float]
-    _order: list[tuple[float, ClassKey]] = field(default_factory=list[tuple[float, ClassKey]])
-
-    def __post_init__(self) -> None:
-        self._order = [(self.served[key] / jobs, key) for key, jobs in self.jobs.items()]
-        heapify(self._order)
-
-    def next_class(self, waiting: Mapping[ClassKey, Jobs], gone: Container[ClassKey]) -> ClassKey | None:
-        """Of the classes that wait, the one of which the kind has had least for its share (stride scheduling)."""
-        absent: list[tuple[float, ClassKey]] = []
-        order, found = self._order, None
-        while order:
-            key = order[0][1]
-            if key in waiting and key not in gone:
-                found = key
-                break
-            absent.append(heappop(order))
-        for entry in absent:
-            heappush(order, entry)
-        return found
-
-    def took(self, key: ClassKey) -> None:
-        """The kind got a job of that class."""
-        if key not in self.served:
-            return
-        self.served[key] += 1
-        entry = (self.served[key] / self.jobs[key], key)
-        if self._order[0][1] == key:
-            heapreplace(self._order, entry)
-        else:
-            self._order = [entry if known == key else (rank, known) for rank, known in self._order]
-            heapify(self._order)
-
-
-@dataclass(slots=True)
 class Shares:
     """The plan in force."""
 
-    _kinds: dict[DeviceKind, _KindShares] = field(default_factory=dict[DeviceKind, _KindShares])
+    _kinds: dict[DeviceKind, KindShares] = field(default_factory=dict[DeviceKind, KindShares])
     _counts: dict[ClassKey, int] = field(default_factory=dict[ClassKey, int])
     _looked_at: float = float("-inf")
     _fleet: dict[DeviceKind, int] = field(default_factory=dict[DeviceKind, int])
     _whole: bool = False
-    _known: dict[int, tuple[DeviceKind, _KindShares]] = field(default_factory=dict[int, tuple[DeviceKind, _KindShares]])
+    _known: dict[int, tuple[DeviceKind, KindShares]] = field(default_factory=dict[int, tuple[DeviceKind, KindShares]])
     _largest: int = 0
     _work: dict[ClassKey, Work] = field(default_factory=dict[ClassKey, Work])
     _solved_at: float = 0.0
@@ -126,7 +82,7 @@ class Shares:
         return max(left, key=lambda key: efficiency.get(key, 0.5), default=None), "spare"
 
     def _urgent(
-        self, shares: _KindShares, waiting: Mapping[ClassKey, Jobs], gone: Container[ClassKey], now: float
+        self, shares: KindShares, waiting: Mapping[ClassKey, Jobs], gone: Container[ClassKey], now: float
     ) -> ClassKey | None:
         """Of what is left of a device's share: first the longest of what will soon be too long, else as ever."""
         urgent = _URGENT * shares.steps_left * (1 - min((now - self._solved_at) / max(self.seconds, 1e-9), 1.0))
@@ -166,7 +122,7 @@ class Shares:
         if shares is not None:
             shares.took(key)
 
-    def _of(self, offer: Offer) -> _KindShares | None:
+    def _of(self, offer: Offer) -> KindShares | None:
         """By identity first: a kind is long to hash."""
         kind = offer.kind
         if kind is None:
@@ -179,7 +135,7 @@ class Shares:
             known = self._known[id(kind)] = (kind, shares)  # the kind is kept, so that its id stays its own
         return known[1]
 
-    def _alike(self, kind: DeviceKind) -> _KindShares | None:
+    def _alike(self, kind: DeviceKind) -> KindShares | None:
         """The shares of the same device at another speed: it changed since the program was solved."""
         return next((shares for known, shares in self._kinds.items() if known.profile == kind.profile), None)
 
@@ -204,7 +160,7 @@ class Shares:
             else replace(kind, count=self._fleet[kind])
             for kind in kinds
         ]
-        plan, late = _in_time(classes, fleet) if turn.whole else (solve(classes, fleet), None)
+        plan, late = plan_in_time(classes, fleet) if turn.whole else (solve(classes, fleet), None)
         self.seconds, self._solved_at, self._taken = plan.seconds, turn.now, 0
         self._largest = max((min(kind.profile.kv_tokens, kind.context_tokens) for kind in kinds), default=0)
         self._work = {key: c.work for key, c in zip(keys, classes, strict=True)}
@@ -221,64 +177,7 @@ class Shares:
                 else 0.0
                 for c, key in enumerate(keys)
             }
-            self._kinds[kind] = _KindShares(jobs, served, steps, float(plan.steps[k]) / self._fleet[kind], efficiency)
-
-
-def _in_time(classes: Sequence[LengthClass], fleet: Sequence[DeviceKind]) -> tuple[FluidPlan, NDArray[np.bool_]]:
-    """The plan that counts in that a device which takes a job of s steps makes at least s steps, full or not.
-
-    Steps beyond those that a full batch needs are paid for in vain: a slow device should not take jobs that outlast
-    the rest of its work. Which lengths a kind takes is found by descent: from the longest that the plain program gives
-    it, shorter and shorter, as long as all would be done sooner. Returns the pairs that are left out, too.
-    """
-    fleet = list(fleet)
-    for _ in fleet:
-        plan = solve(classes, fleet)
-        held_up = [
-            k for k, kind in enumerate(fleet) if busy_until(kind) >= plan.seconds * 0.999 and not plan.jobs[:, k].any()
-        ]
-        if not held_up or len(held_up) == len(fleet):
-            break
-        for k in held_up:  # they will be done last, whatever the others do; the others should not wait for them
-            fleet[k] = replace(fleet[k], backlog=NO_WORK, backlog_steps=0.0, context_tokens=0)
-    steps = np.array([c.work.steps for c in classes])
-    longest = np.full(len(fleet), steps.max(initial=0.0))
-    best, late = _with_longest(classes, fleet, steps, longest)
-    improved = True
-    while improved:
-        improved = False
-        for k in range(len(fleet)):
-            used = steps[best.jobs[:, k] > 1e-6]
-            if not len(used):
-                continue
-            for keep in (0.999, 0.7, 0.4):
-                trial = longest.copy()
-                trial[k] = used.max() * keep
-                plan, left_out = _with_longest(classes, fleet, steps, trial)
-                if not plan.unplaced and plan.seconds < best.seconds * (1 - 1e-4):
-                    best, late, longest, improved = plan, left_out, trial, True
-                    break
-    return best, late
-
-
-def _with_longest(
-    classes: Sequence[LengthClass],
-    fleet: Sequence[DeviceKind],
-    steps: NDArray[np.float64],
-    longest: NDArray[np.float64],
-) -> tuple[FluidPlan, NDArray[np.bool_]]:
-    """The plan in which each kind takes jobs of up to so many steps, and makes as many as its longest has."""
-    late = steps[:, None] > longest[None, :]
-    plan = solve(classes, fleet, ~late)
-    for _ in range(_TRIES):
-        used = plan.jobs > 1e-6
-        needed = np.array(
-            [steps[used[:, k]].max(initial=kind.backlog_steps) * kind.count for k, kind in enumerate(fleet)]
-        )
-        if (plan.steps >= needed * 0.999).all():
-            break
-        plan = solve(classes, fleet, ~late, np.maximum(needed, 0.0))
-    return plan, late
+            self._kinds[kind] = KindShares(jobs, served, steps, float(plan.steps[k]) / self._fleet[kind], efficiency)
 
 
 def _count(turn: Round) -> dict[ClassKey, int]:
