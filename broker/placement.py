@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 #: Most jobs that one decision moves: bounds the length of one Lua call.
 MAX_PLACEMENTS = 400
+#: Waiting jobs are filed under new predictions no more often than this (seconds).
+_LEAST_INTERVAL_S = 0.5
 #: A shared beginning shorter than this (tokens) is not worth a detour.
 _LEAST_PREFIX = 128
 #: Policies that see to the end of the work, too. The others are what people use today, as they use it.
@@ -61,6 +63,8 @@ class Placer:
     _offers: dict[str, Offer] = field(default_factory=dict[str, Offer])
     _names: list[str] = field(default_factory=list[str])
     _prefixes: PrefixIndex = field(default_factory=PrefixIndex)
+    _stale: bool = False  # predictions have moved since the window was filed
+    _predicted_at: float = float("-inf")
     _copied: dict[str, str] = field(default_factory=dict[str, str])  # job -> device of its second run
     _open: dict[str, Offer] = field(default_factory=dict[str, Offer])
 
@@ -82,6 +86,9 @@ class Placer:
     def decide(self, now: float) -> dict[str, list[Placement]]:
         """The next jobs to dispatch, by device. They count as in flight from here on; see ``take_back``."""
         self._refresh_offers(now)
+        if self._stale and now - self._predicted_at >= _LEAST_INTERVAL_S:
+            self._stale, self._predicted_at = False, now
+            self.window.predict_anew(self._candidate)
         if not self._open or not len(self.window):
             return {}
         offers = _Offers(self._names, self._offers)
@@ -180,8 +187,7 @@ class Placer:
             if job.cached_tokens and told and prompt_tokens:
                 self._prefixes.observe(device, parse_marks(job.prefix), job.cached_tokens, cached)
         known.count_completed(len(ended), now)
-        if anew:
-            self.window.predict_anew(self._candidate)
+        self._stale |= anew
 
     def _refresh_offers(self, now: float) -> None:
         """Look only at devices that are not as they were: with a thousand of them, few change in one round."""

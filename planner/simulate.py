@@ -74,6 +74,7 @@ class Simulation:
         self._heap: list[tuple[float, int, Callable[[Any, float], None], Any]] = []
         self._sequence = 0
         self._arrived = 0  # requests that are in the window or beyond
+        self._awaited = -1  # the one whose arrival is the next to happen
         self._left = n
         self._deciding = self._finishing = False
         self._decided_at = -_NEVER
@@ -129,7 +130,8 @@ class Simulation:
             if i == len(arrivals):
                 self._last_seen_at = now
         placer.whole = i >= len(arrivals) or arrivals[i] > now
-        if room > 0 and i < len(arrivals) and arrivals[i] > now:
+        if i < len(arrivals) and arrivals[i] > now and i != self._awaited:
+            self._awaited = i
             self._push(arrivals[i], self._arrive, None)
 
     def _job(self, i: int, level: str) -> WaitingJob:

@@ -29,11 +29,12 @@ def slower(profile: Profile, factor: float, **sizes: int) -> Profile:
     return replace(profile, **{name: getattr(profile, name) * factor for name in times}, **sizes)
 
 
-def job(i: int, level: str = "normal", priority: str = "", batch: str = "b", **fields: int) -> WaitingJob:
+def job(
+    i: int, level: str = "normal", priority: str = "", batch: str = "b", body_bytes: int = 40, max_tokens: int = 0
+) -> WaitingJob:
     """A waiting job; the younger the higher its number."""
     priority = priority or (level if level != "returned" else "normal")
-    sizes = {"body_bytes": 40, "max_tokens": 0} | fields
-    return WaitingJob(f"{batch}.{i}", level, f"{1000 + i // 3}-{i % 3}", batch, priority, **sizes)
+    return WaitingJob(f"{batch}.{i}", level, f"{1000 + i // 3}-{i % 3}", batch, priority, body_bytes, max_tokens)
 
 
 def candidate(i: int, prompt: int = 10, output: int = 20, level: str = "normal", priority: str = "") -> Candidate:

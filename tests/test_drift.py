@@ -53,10 +53,14 @@ class Engine:
 
     def beat(self, **fields: Any) -> Heartbeat:
         done = int(self.steps)
-        tokens = {"output_tokens_total": done * self.running, "steps_total": done if self.counts_steps else 0}
-        free = self.profile.kv_tokens - self.running * CONTEXT
-        state = {"seen": self.now, "running": self.running, "kv_tokens_free": free}
-        return beat(self.profile, **(tokens | state | fields))
+        state: dict[str, Any] = {
+            "seen": self.now,
+            "running": self.running,
+            "kv_tokens_free": self.profile.kv_tokens - self.running * CONTEXT,
+            "output_tokens_total": done * self.running,
+            "steps_total": done if self.counts_steps else 0,
+        }
+        return beat(self.profile, **(state | fields))
 
 
 def known(cluster: Cluster, beats: Iterator[Heartbeat]) -> list[float]:

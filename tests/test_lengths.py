@@ -175,7 +175,7 @@ class TestMoved:
         for step in range(15):
             placer.decide(float(step))
             running = list(placer.cluster.devices["a"].in_flight)
-            placer.completed("a", {job_id: (25, 1500) for job_id in running}, float(step))
+            placer.completed("a", dict.fromkeys(running, (25, 1500)), float(step))
         assert before == {200}
         assert min(c.output_tokens for c in placer.window) > 800
 

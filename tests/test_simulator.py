@@ -28,6 +28,14 @@ ROOMY = replace(PROFILE, kv_tokens=60_000, seats=32)
 EVERY = sorted(POLICIES)
 
 
+class Patient(Simulation):
+    """Fails where it would go on for ever."""
+
+    def _look(self, _: None, now: float) -> None:
+        assert now < 20_000, "jobs are left, and nothing goes on"
+        super()._look(_, now)
+
+
 def named(*profiles: Profile, told: bool = True) -> list[SimulatedDevice]:
     return [SimulatedDevice(f"d{i}", DeviceKind(profile), told) for i, profile in enumerate(profiles)]
 
@@ -52,7 +60,7 @@ def run(
     **options: object,
 ) -> Outcome:
     chosen = make_policy(policy) if isinstance(policy, str) else policy
-    return Simulation(what, where, chosen, Random(seed), **options).run()  # type: ignore[arg-type]
+    return Patient(what, where, chosen, Random(seed), **options).run()  # type: ignore[arg-type]
 
 
 @dataclass
@@ -134,8 +142,7 @@ class TestNothingIsLost:
         where = named(READER, WRITER)
         for policy in EVERY:
             outcome = run(what, where, policy, lengths=KnownLengths(what))
-            assert outcome.makespan >= bound(what, where)
-        assert outcome.makespan < 3 * bound(what, where)
+            assert bound(what, where) <= outcome.makespan < 3 * bound(what, where)
 
 
 def bound(what: Requests, where: Sequence[SimulatedDevice]) -> float:
@@ -264,7 +271,6 @@ class TestTheEnd:
         stalled = [SpeedChange(5.0, "d0", 200.0)]
         outcome = run(what, named(PROFILE, PROFILE), changes=stalled, lengths=KnownLengths(what))
         assert outcome.copies >= 1
-        assert outcome.wasted_tokens > 0
         assert outcome.makespan < 60
 
     def test_a_device_that_would_outlast_the_rest_is_left_out(self) -> None:

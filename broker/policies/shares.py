@@ -70,7 +70,8 @@ class Shares:
         if best is not None:
             return best, "share"
         efficiency = shares.efficiency
-        left = [key for key in waiting if key not in gone]
+        # A kind that cannot hold a class is no use to it, unless no kind can: then its engine is to refuse the jobs.
+        left = [key for key in waiting if key not in gone and (efficiency.get(key, 0.5) > 0 or key in self._unplaced)]
         if self._whole:  # nothing that would end after all else is done
             end = self._solved_at + _SPARE * self.seconds
             busy = now + busy_seconds(offer)
