@@ -21,8 +21,6 @@ _TOLERANCE = log(1.5)
 #: With fewer requests than this at both ends the device may have idled in between: that would make it look slow.
 _LEAST_RUNNING = 3
 #: A device is taken for another kind only when its slowdown left its bucket by this much: kinds should be few and calm.
-_BUCKET = log(1.1)
-_HYSTERESIS = 0.75
 #: And when the batch grew or shrank by more than this factor its mean over the interval is not known.
 _STEADY = 1.5
 #: No device is this much slower or faster than its profile: what says so is a broken clock or forged.

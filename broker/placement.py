@@ -147,6 +147,11 @@ class Placer:
             )
         return decided
 
+    def uncopy(self, device: str, job_id: str) -> None:
+        """A copy could not be made."""
+        self._copied.pop(job_id, None)
+        self.forget(device, [job_id])
+
     def take_back(self, placements: Iterable[Placement]) -> None:
         """Undo decisions that could not be carried out: their devices take no jobs now."""
         undone = list(placements)

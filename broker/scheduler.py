@@ -315,4 +315,4 @@ class _Leadership:
                 )
                 for copy in decided.copies:
                     if copy.job.job_id not in made:
-                        self._placer.forget(copy.device, [copy.job.job_id])
+                        self._placer.uncopy(copy.device, copy.job.job_id)

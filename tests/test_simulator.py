@@ -13,7 +13,7 @@ from typing import ClassVar
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from placing import PROFILE, slower
 from test_throughput_policy import READER, WRITER
@@ -32,7 +32,7 @@ class Patient(Simulation):
     """Fails where it would go on for ever."""
 
     def _look(self, _: None, now: float) -> None:
-        assert now < 20_000, "jobs are left, and nothing goes on"
+        assert now < 6000, "jobs are left, and nothing goes on"
         super()._look(_, now)
 
 
@@ -91,7 +91,7 @@ class Watched:
 
 class TestNothingIsLost:
     @pytest.mark.parametrize("policy", EVERY)
-    @settings(max_examples=12, deadline=None)
+    @settings(max_examples=12, deadline=None, phases=[Phase.generate])  # to shrink a standstill would take minutes
     @given(
         lengths=st.lists(st.tuples(st.integers(1, 1200), st.integers(1, 700)), min_size=1, max_size=60),
         shapes=st.lists(
@@ -170,8 +170,9 @@ class TestByHand:
         assert (np.diff(outcome.finished) >= -1e-9).all()
 
     def test_each_device_works_at_its_own_speed(self) -> None:
-        outcome = run(backlog([(50, 100)] * 600), named(ROOMY, slower(ROOMY, 3)), lengths=None)
-        shares = np.bincount(outcome.device, minlength=2) / 600
+        what = backlog([(50, 100)] * 2000)
+        outcome = run(what, named(ROOMY, slower(ROOMY, 3)), lengths=KnownLengths(what))
+        shares = np.bincount(outcome.device, minlength=2) / 2000
         assert shares.tolist() == pytest.approx([0.75, 0.25], abs=0.05)
 
 
@@ -186,7 +187,8 @@ class TestLateBinding:
             mine = outcome.device == index
             starts, ends = outcome.dispatched[mine], outcome.finished[mine]
             depth = max(int((starts <= t).sum() - (ends < t).sum()) for t in starts)
-            assert depth <= one.kind.profile.seats + 2
+            # A copy that won counts here from its first dispatch on, which was elsewhere.
+            assert depth <= one.kind.profile.seats + 2 + outcome.copies
 
 
 class TestTheSameAgain:
