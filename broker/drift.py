@@ -20,7 +20,6 @@ _LOOKS = 8
 _TOLERANCE = log(1.5)
 #: With fewer requests than this at both ends the device may have idled in between: that would make it look slow.
 _LEAST_RUNNING = 3
-#: A device is taken for another kind only when its slowdown left its bucket by this much: kinds should be few and calm.
 #: And when the batch grew or shrank by more than this factor its mean over the interval is not known.
 _STEADY = 1.5
 #: No device is this much slower or faster than its profile: what says so is a broken clock or forged.
@@ -34,6 +33,8 @@ class Account(Protocol):
     def seen(self) -> float: ...
     @property
     def running(self) -> int: ...
+    @property
+    def seats(self) -> int: ...
     @property
     def steps_total(self) -> int: ...
     @property
@@ -64,7 +65,7 @@ def work_between(kind: DeviceKind, before: Account, after: Account) -> Done | No
     prompt = after.prompt_tokens_total - before.prompt_tokens_total
     output = after.output_tokens_total - before.output_tokens_total
     fewer, more = sorted((before.running, after.running))
-    if elapsed <= 0 or prompt < 0 or output < 0 or fewer < _LEAST_RUNNING or more > _STEADY * fewer:
+    if elapsed <= 0 or prompt < 0 or output < 0 or fewer < max(1, min(_LEAST_RUNNING, after.seats)) or more > _STEADY * fewer:
         return None
     running = (before.running + after.running) / 2
     held = max(before.kv_tokens_total - (before.kv_tokens_free + after.kv_tokens_free) / 2, 0.0)
