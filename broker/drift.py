@@ -65,7 +65,8 @@ def work_between(kind: DeviceKind, before: Account, after: Account) -> Done | No
     prompt = after.prompt_tokens_total - before.prompt_tokens_total
     output = after.output_tokens_total - before.output_tokens_total
     fewer, more = sorted((before.running, after.running))
-    if elapsed <= 0 or prompt < 0 or output < 0 or fewer < max(1, min(_LEAST_RUNNING, after.seats)) or more > _STEADY * fewer:
+    least = max(1, min(_LEAST_RUNNING, after.seats))
+    if elapsed <= 0 or prompt < 0 or output < 0 or fewer < least or more > _STEADY * fewer:
         return None
     running = (before.running + after.running) / 2
     held = max(before.kv_tokens_total - (before.kv_tokens_free + after.kv_tokens_free) / 2, 0.0)

@@ -1,0 +1,159 @@
+"""The processes of a cluster of real engines: they live on while one scheduler after another leads them."""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+
+from benchmarks.cluster import BenchmarkError, Process
+from broker.client import Client, connect_client
+from broker.cluster import Heartbeat
+from broker.store.monitor import MonitorStore
+from tokenyard.demo_model import DEMO_MODEL_NAMES
+from tokenyard.embedded_server import EmbeddedServer
+from tokenyard.local_cluster import WorkerSpec
+
+POOL = "real"
+MODEL = DEMO_MODEL_NAMES[0]
+_MODEL_WORDS = ("--engine", "vllm", "--model", "demo")
+_START_TIMEOUT_S = 300.0
+_LEASE_TIMEOUT_S = 30.0
+_LOOK_S = 0.05
+
+
+class RealCluster:
+    """Server, client and workers of one pool; see ``real_cluster``."""
+
+    def __init__(self, folder: Path, server: EmbeddedServer, client: Client) -> None:
+        self.client = client
+        self.server = server
+        self.monitor = MonitorStore(client.redis, POOL)
+        self.scheduler: Process | None = None
+        self.workers: list[Process] = []
+        self._folder = folder
+
+    async def profile(self, specs: Sequence[WorkerSpec], budget_s: float) -> dict[str, Path]:
+        """Measure the engines of some workers, all at the same time: each as it is beside the others.
+
+        Args:
+            budget_s: seconds to measure for, once an engine is up.
+
+        Returns:
+            The file of each one's profile.
+
+        Raises:
+            BenchmarkError: one cannot be measured.
+        """
+        files = {spec.name: self._folder / f"{spec.name}.json" for spec in specs}
+        children: list[Process] = []
+        try:
+            for spec in specs:
+                words = ["profile", "--budget-s", str(budget_s), "--output", str(files[spec.name])]
+                child = self._process(f"profile-{spec.name}", [*words, *_MODEL_WORDS, *spec.options], "")
+                await child.start()
+                children.append(child)
+            async with asyncio.timeout(_START_TIMEOUT_S + budget_s):
+                for child, status in zip(children, await asyncio.gather(*(c.wait() for c in children)), strict=True):
+                    if status != 0:
+                        raise BenchmarkError(f"{child.name} failed: {child.how_it_ended()}")
+        except TimeoutError:
+            raise BenchmarkError(f"the engines were not measured within {_START_TIMEOUT_S + budget_s:.0f} s") from None
+        finally:
+            await asyncio.gather(*(child.stop() for child in children))
+        return files
+
+    async def start_workers(self, specs: Sequence[WorkerSpec], profiles: Mapping[str, Path]) -> None:
+        """Start workers, and wait until all are ready.
+
+        Args:
+            profiles: file of a worker's profile, where it has one.
+        """
+        for spec in specs:
+            words = ["worker", "--pool", POOL, "--name", spec.name, *_MODEL_WORDS, *spec.options]
+            if spec.name in profiles:
+                words += ["--profile", str(profiles[spec.name])]
+            child = self._process(spec.name, words, self.server.url)
+            await child.start()
+            self.workers.append(child)
+        await self.until(self._are_ready, "the workers did not become ready", _START_TIMEOUT_S)
+
+    async def heartbeats(self) -> dict[str, Heartbeat]:
+        """The last heartbeat of each worker.
+
+        Raises:
+            BenchmarkError: one has none.
+        """
+        beats = await self.monitor.heartbeats()
+        found = {worker.name: beats.get(worker.name) for worker in self.workers}
+        for name, beat in found.items():
+            if beat is None:
+                raise BenchmarkError(f"worker {name} fell silent")
+        return {name: beat for name, beat in found.items() if beat is not None}
+
+    @asynccontextmanager
+    async def led_by(self, policy: str) -> AsyncGenerator[None]:
+        """A scheduler with that policy, for the length of the block."""
+        self.scheduler = self._process("scheduler", ["scheduler", "--pool", POOL, "--policy", policy], self.server.url)
+        await self.scheduler.start()
+        try:
+            await self.until(self._is_led, "the scheduler did not take the lease", _LEASE_TIMEOUT_S)
+            yield
+        finally:
+            await self.scheduler.stop()
+            self.scheduler = None
+
+    async def until(self, condition: Callable[[], Awaitable[bool]], otherwise: str, timeout_s: float) -> None:
+        """Wait until ``condition`` holds.
+
+        Raises:
+            BenchmarkError: a process ended, or ``timeout_s`` seconds went by: then the message is ``otherwise``.
+        """
+        end = time.monotonic() + timeout_s
+        while not await condition():
+            self.check()
+            if time.monotonic() > end:
+                raise BenchmarkError(f"{otherwise} within {timeout_s:.0f} s")
+            await asyncio.sleep(_LOOK_S)
+
+    def check(self) -> None:
+        """See that all processes run.
+
+        Raises:
+            BenchmarkError: one ended.
+        """
+        for child in [*self.workers, *([self.scheduler] if self.scheduler else [])]:
+            if child.ended:
+                raise BenchmarkError(f"{child.name} ended: {child.how_it_ended()}")
+
+    async def stop(self) -> None:
+        """End the workers."""
+        await asyncio.gather(*(worker.stop() for worker in self.workers))
+
+    def _process(self, name: str, words: Sequence[str], redis_url: str) -> Process:
+        environment = {"TOKENYARD_REDIS_URL": redis_url, "NO_COLOR": "1", "TYPER_USE_RICH": "0"}
+        return Process(name, list(words), log_dir=self._folder, environment=environment)
+
+    async def _is_led(self) -> bool:
+        return await self.monitor.lease_owner() is not None
+
+    async def _are_ready(self) -> bool:
+        beats = await self.monitor.heartbeats()
+        ready = {name for name, beat in beats.items() if beat is not None and beat.state == "ready"}
+        return ready >= {worker.name for worker in self.workers}
+
+
+@asynccontextmanager
+async def real_cluster() -> AsyncGenerator[RealCluster]:
+    """A server with a client and a pool for the demo's model; workers and schedulers are started by its methods."""
+    async with AsyncExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tokenyard-bench-")))
+        server = await stack.enter_async_context(EmbeddedServer(folder / "redis"))
+        client = await stack.enter_async_context(connect_client(server.url))
+        await client.registry.add_pool(POOL, DEMO_MODEL_NAMES)
+        cluster = RealCluster(folder, server, client)
+        stack.push_async_callback(cluster.stop)
+        yield cluster

@@ -1,0 +1,99 @@
+"""Real questions over two and three unequal real vLLM workers, against what these do side by side at most.
+
+That is the sum of their rates when each works off a private backlog of the same mix (in its own device queue, no
+scheduler runs), all at once and on the same cores. Each cluster is measured with the same engine processes: the sum,
+the questions under ``throughput``, the sum again, the questions under ``round_robin``. `share_of_sum` is prompt and
+output tokens a second from the submit of the first question to the last result, over the mean of the two sums.
+
+The workers' profiles, by which the policy places and the simulator predicts, are measured before, side by side, too.
+The simulator gets them and the lengths of the answers, which are taken from the run under ``round_robin``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmarks.real.batch import run_batch
+from benchmarks.real.ceiling import Ceiling, measure_ceiling
+from benchmarks.real.figures import Measured, summary_of
+from benchmarks.real.fleets import fleet
+from benchmarks.real.prediction import predict
+from benchmarks.real.processes import MODEL, RealCluster, real_cluster
+from benchmarks.real.questions import Questions, read_questions
+from benchmarks.report import Report, at_least, note, options_parser, run_benchmark, server_name
+from tokenyard.local_cluster import WorkerSpec, usable_cores
+
+_POLICY, _BASELINE = "throughput", "round_robin"
+
+
+async def main(options: argparse.Namespace) -> Report:
+    """Measure each cluster."""
+    rng = random.Random(options.seed)
+    questions = read_questions(options.data, options.questions, options.max_tokens, MODEL, rng)
+    measured: dict[int, Measured] = {}
+    server = ""
+    for count in options.workers:
+        specs = fleet(count, usable_cores())
+        async with real_cluster() as cluster:
+            server = await server_name(cluster.client.redis)
+            measured[count] = await _measure(cluster, specs, questions, options)
+    rows = [row for found in measured.values() for row in found.rows()]
+    notes = [text for found in measured.values() for text in found.notes()]
+    title = f"{len(questions)} questions; tokens: prompt and output; %: of one core"
+    return Report(title, rows, summary_of(measured), server, notes)
+
+
+async def _measure(
+    cluster: RealCluster, specs: Sequence[WorkerSpec], questions: Questions, options: argparse.Namespace
+) -> Measured:
+    names = ", ".join(spec.name for spec in specs)
+    rng = random.Random(options.seed)
+
+    async def ceiling(turn: int) -> Ceiling:
+        note(f"{names}: each from a private backlog")
+        backlogs = {spec.name: questions.backlog(f"{turn} {spec.name}", options.backlog, rng) for spec in specs}
+        return await measure_ceiling(cluster, backlogs, options.warm_up_s, options.window_s)
+
+    note(f"{names}: measuring profiles")
+    profiles = await cluster.profile(specs, options.profile_s)
+    note(f"{names}: starting the workers")
+    await cluster.start_workers(specs, profiles)
+    beats = await cluster.heartbeats()
+    first = await ceiling(1)
+    note(f"{names}: {len(questions)} questions under {_POLICY}")
+    ours = await run_batch(cluster, questions.requests(_POLICY), _POLICY)
+    second = await ceiling(2)
+    note(f"{names}: {len(questions)} questions under {_BASELINE}")
+    baseline = await run_batch(cluster, questions.requests(_BASELINE), _BASELINE)
+    # Nothing of the run that is predicted goes into its prediction: the lengths are those of the other run.
+    lengths = {result.custom_id: (result.prompt_tokens, result.output_tokens) for result in baseline.results}
+    simulated = predict(questions.requests(_POLICY), lengths, beats, _POLICY, options.seed)
+    return Measured(beats, (first, second), ours, baseline, simulated, _POLICY, _BASELINE)
+
+
+def _span(text: str) -> tuple[int, int]:
+    low, _, high = text.partition("-")
+    if not (low.isdigit() and high.isdigit() and 0 < int(low) <= int(high)):
+        raise argparse.ArgumentTypeError(f"{text}: give two numbers such as 16-64")
+    return int(low), int(high)
+
+
+def _options() -> argparse.Namespace:
+    parser = options_parser("real_cluster", __doc__ or "")
+    parser.add_argument("--data", type=Path, help="folder with prompts/; without, the examples' questions")
+    parser.add_argument("--questions", type=at_least(1), default=300, help="questions of the batch")
+    parser.add_argument("--max-tokens", type=_span, default=(16, 64), metavar="LOW-HIGH", help="limits of the answers")
+    parser.add_argument("--workers", type=int, choices=(2, 3), nargs="+", default=[2, 3], help="clusters to measure")
+    parser.add_argument("--profile-s", type=at_least(1.0), default=30.0, help="seconds for the profiles")
+    parser.add_argument("--warm-up-s", type=at_least(0.0), default=12.0, help="seconds before rates are measured")
+    parser.add_argument("--window-s", type=at_least(1.0), default=25.0, help="seconds for which they are")
+    parser.add_argument("--backlog", type=at_least(1), default=2, help="times all questions in a private backlog")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    chosen = _options()
+    run_benchmark(main(chosen), chosen)
