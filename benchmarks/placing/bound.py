@@ -28,10 +28,12 @@ class Bound:
     Attributes:
         worth: by request, the least share of the cluster's time (seconds) that it costs at the program's prices. By
             weak duality no scheduler does any of these requests in less time than the sum of their worth.
+        prefill_worth: the part of it that is for the prompts.
         plan: the program's solution.
     """
 
     worth: Floats
+    prefill_worth: Floats
     plan: FluidPlan
 
     @property
@@ -48,7 +50,7 @@ class Bound:
 def bound_of(lengths: Lengths, fleet: Sequence[DeviceKind]) -> Bound:
     """The bound for requests of these lengths, all of which some device can hold."""
     plan = solve(length_classes(lengths, _CLASS_WIDTH), fleet)
-    return Bound(_worth(lengths, plan, fleet), plan)
+    return Bound(*_worth(lengths, plan, fleet), plan)
 
 
 def length_classes(lengths: Lengths, width: float) -> list[LengthClass]:
@@ -94,17 +96,20 @@ def separate_bound(lengths: Lengths, fleet: Sequence[DeviceKind]) -> float:
     return len(lengths) / highs.getObjectiveValue()
 
 
-def _worth(lengths: Lengths, plan: FluidPlan, fleet: Sequence[DeviceKind]) -> Floats:
-    """``FluidPlan.seconds_of`` of many requests at once."""
+def _worth(lengths: Lengths, plan: FluidPlan, fleet: Sequence[DeviceKind]) -> tuple[Floats, Floats]:
+    """``FluidPlan.seconds_of`` of many requests at once, and the part of it that is for the prompts."""
     prompts, outputs = lengths[:, 0].astype(float), lengths[:, 1].astype(float)
     steps = outputs - 1
     held = steps * (prompts + (steps - 1) / 2) * (steps > 0)
     tokens = lengths.sum(axis=1)
-    least = np.full(len(lengths), np.inf)
+    least, of_prompts = np.full(len(lengths), np.inf), np.zeros(len(lengths))
     for kind, price in zip(fleet, plan.prices, strict=True):
-        own = kind.profile.own_seconds(Work(prompts, prompts**2, steps, held, prompts + steps))  # type: ignore[arg-type]
-        cost = price.own_second * kind.slowdown * own
-        cost = cost + price.context_step * held + price.step * steps + price.token * (prompts + steps)
-        fits = tokens <= min(kind.profile.kv_tokens, kind.context_tokens)
-        least = np.where(fits, np.minimum(least, cost), least)
-    return least
+        profile, own = kind.profile, price.own_second * kind.slowdown
+        prefill = own * (profile.prefill_b * prompts + profile.prefill_c * prompts**2) + price.token * prompts
+        decode = own * (profile.decode_e * steps + profile.decode_f * held)
+        decode += price.context_step * held + (price.step + price.token) * steps
+        fits = tokens <= min(profile.kv_tokens, kind.context_tokens)
+        better = fits & (prefill + decode < least)
+        least = np.where(better, prefill + decode, least)
+        of_prompts = np.where(better, prefill, of_prompts)
+    return least, of_prompts

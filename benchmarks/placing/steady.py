@@ -70,7 +70,8 @@ def simulate(
 def steady_state(outcome: Outcome, bound: Bound) -> Steady:
     """What was done between the start and the moment at which the last job entered the scheduler's window.
 
-    A job in progress at either end counts in proportion to the time of it that lies between.
+    A job in progress at either end counts in part: its prompt where its first token lies between, the rest in
+    proportion to the time from there to its end that does.
 
     Raises:
         BenchmarkError: there was no such time: all jobs fit the devices at once.
@@ -80,10 +81,10 @@ def steady_state(outcome: Outcome, bound: Bound) -> Steady:
     seconds = end - start
     if end <= float(np.nanmin(outcome.finished)):
         raise BenchmarkError("too few jobs for a steady state: raise --jobs or --seconds")
-    inside = _overlap(outcome, start, end)
+    done = _done(outcome, bound, start, end)
     ended = (outcome.finished > start) & (outcome.finished <= end)
     return Steady(
-        share_of_bound=float((bound.worth * inside).sum()) / seconds,
+        share_of_bound=float(done.sum()) / seconds,
         share_of_requests=float(ended.sum()) / seconds / bound.requests_per_s,
         seconds=seconds,
         preemptions=outcome.preemptions,
@@ -117,9 +118,11 @@ def _held(kind: DeviceKind, context_tokens: float) -> float:
     return max(1.0, min(kind.profile.seats, kind.profile.kv_tokens / context_tokens))
 
 
-def _overlap(outcome: Outcome, start: float, end: float) -> Floats:
-    """By request: the share of its time from dispatch to result that lies between."""
-    begun = np.clip(outcome.dispatched, start, end)
-    done = np.clip(outcome.finished, start, end)
-    share = (done - begun) / np.maximum(outcome.finished - outcome.dispatched, 1e-9)
-    return np.nan_to_num(share)  # what was refused did not end
+def _done(outcome: Outcome, bound: Bound, start: float, end: float) -> Floats:
+    """By request: the part of its worth that was done between."""
+    first, finished = outcome.first_token, outcome.finished
+    prompt = bound.prefill_worth * ((first > start) & (first <= end))
+    inside = np.clip(finished, start, end) - np.clip(first, start, end)
+    decoding = (bound.worth - bound.prefill_worth) * inside / np.maximum(finished - first, 1e-9)
+    # What was refused did not end; a single token is all prompt.
+    return prompt + np.where(finished > first, decoding, 0.0)
