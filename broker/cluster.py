@@ -33,7 +33,7 @@ _MOST_STEPS_PER_S = 1e6
 #: Tokens an engine computes a step where nothing else is known (vLLM's default for most GPUs).
 _BATCHED_TOKENS = 8192
 #: The shape of an accelerator that nobody has measured: what it costs relative to itself, its slowdown is learned.
-#: (An A100 with an 8B model: FACTS of the field, see benchmarks/README.md.)
+#: (About an A100 with a model of 8 billion parameters.)
 _TYPICAL = Profile(0.0099, 5.0e-5, 1.9e-9, 0.0115, 4.0e-5, 7.9e-8, kv_tokens=1, seats=1)
 
 WorkerState = Literal["starting", "ready", "draining", "paused"]

@@ -11,9 +11,9 @@ its budget (work in flight counts on each left side, too):
                          steps . x[:,k]          <=  S[k] * y[k]
                          tokens . x[:,k]         <=  M[k] * y[k]
 
-Nothing an engine of this model can do is faster, so T bounds every scheduler. It is the cost model of DESIGN.md
-(``d * max(o*m/K, o/S)`` a job), but with the maximum taken over the device's whole mix, not job by job: jobs that fill
-the seats and jobs that fill the memory share the same steps. The dual values are prices of each kind's resources.
+Nothing an engine of this model can do is faster, so T bounds every scheduler. The fixed cost d of a step is shared by
+memory or by seats, whichever run out, over the device's whole mix, not job by job as in ``d * max(o*m/K, o/S)``: jobs
+that fill the seats and jobs that fill the memory share the same steps. The dual values price each kind's resources.
 """
 
 from __future__ import annotations
