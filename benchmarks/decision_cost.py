@@ -38,7 +38,7 @@ _SPEEDS = ((1.0, 1.0), (0.7, 1.0), (0.5, 0.4), (0.4, 0.1), (0.2, 0.2), (0.1, 0.0
 _BATCHED_TOKENS = 8192
 #: Jobs that are placed before the clock runs, as a share of what the devices hold; and those that are timed.
 _WARM_UP = 1.5
-_TIMED_A_DEVICE, _TIMED_LEAST = 20, 4000
+_TIMED_A_DEVICE, _TIMED_LEAST = 40, 8000
 _WINDOW_JOBS = 4096
 _LONGEST_PROMPT = 8000
 #: Length classes as the policy files them, and how far apart slowdowns are.

@@ -10,22 +10,23 @@ from broker.cluster import Device
 from broker.policies.base import Offer
 
 
-def offer_of(device: Device, round_trip_s: float) -> Offer:
+def offer_of(device: Device, round_trip_s: float, *, many_wait: bool = False) -> Offer:
     """A device's room: its seats plus the depth that hides the round trip, and KV memory by the peak to come."""
+    offer = Offer(device.name, 0, 0, 0.0, slots_left=0, kv_bound=0.0, outstanding=0, outstanding_tokens=0)
+    renew_offer(offer, device, round_trip_s, many_wait=many_wait)
+    return offer
+
+
+def renew_offer(offer: Offer, device: Device, round_trip_s: float, *, many_wait: bool = False) -> None:
+    """The same device's room now; ``many_wait`` says whether far more jobs wait than there is room for."""
     beat = device.heartbeat
+    device.looked_at(many_wait=many_wait)
     depth = device.depth(round_trip_s)
     # The engine holds back more than a queue's worth: it is full, whatever our predictions say.
     overfull = beat.waiting > max(depth, beat.seats // 4)
-    return Offer(
-        device=device.name,
-        seats=beat.seats,
-        kv_tokens=beat.kv_tokens_total,
-        speed=device.speed,
-        slots_left=0 if overfull else beat.seats + depth - len(device.in_flight),
-        kv_bound=beat.kv_tokens_total * device.kv_share.value,
-        outstanding=len(device.in_flight),
-        outstanding_tokens=device.tokens_in_flight,
-        kind=device.kind,
-        backlog=device.backlog,
-        calendar=device.calendar,
-    )
+    offer.seats, offer.kv_tokens, offer.speed = beat.seats, beat.kv_tokens_total, device.speed
+    offer.outstanding, offer.outstanding_tokens = len(device.in_flight), device.tokens_in_flight
+    offer.slots_left = 0 if overfull else beat.seats + depth - offer.outstanding
+    offer.kv_bound = beat.kv_tokens_total * device.kv_share.value
+    offer.kind, offer.backlog, offer.calendar = device.kind, device.backlog, device.calendar
+    offer.renewed()

@@ -2,30 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from broker.throughput import Work, work_of
 
 #: Never taken as less than this share of the whole: jobs that outlast their prediction are not done.
 _LEAST = 0.05
-
-
-@dataclass(slots=True)
-class _Sum:
-    """Work that is done evenly over its own steps: what is left of all at a step, from three sums."""
-
-    total: float = 0.0
-    rate: float = 0.0  # sum of work / steps
-    offset: float = 0.0  # sum of work * first step / steps
-
-    def add(self, work: float, start: float, steps: float) -> None:
-        self.total += work
-        self.rate += work / steps
-        self.offset += work * start / steps
-
-    def left(self, step: float) -> float:
-        left = self.total - (step * self.rate - self.offset)
-        return max(0.0, min(max(left, _LEAST * self.total), self.total))
 
 
 class Backlog:
@@ -35,10 +15,24 @@ class Backlog:
     step. Differences between predicted and true prompts leave with their jobs, so they do not add up.
     """
 
-    __slots__ = ("_computed", "_context", "_decode", "_prompt", "_sent", "_squared")
+    __slots__ = (
+        "_computed",
+        "_context",
+        "_context_offset",
+        "_context_rate",
+        "_decode",
+        "_decode_offset",
+        "_decode_rate",
+        "_prompt",
+        "_sent",
+        "_squared",
+    )
 
     def __init__(self) -> None:
-        self._decode, self._context = _Sum(), _Sum()
+        # Of work that is done evenly over its own steps three sums tell what is left of all at a step: of the work, of
+        # work / steps, and of work * first step / steps.
+        self._decode = self._decode_rate = self._decode_offset = 0.0
+        self._context = self._context_rate = self._context_offset = 0.0
         self._prompt = self._squared = 0.0  # of the jobs in flight
         self._sent = 0.0  # prompt tokens of all jobs so far
         self._computed = 0.0  # those of them that the engine has computed
@@ -61,13 +55,25 @@ class Backlog:
         """What is left of the work at that step."""
         prompt = max(0.0, min(self._sent - self._computed, self._prompt))
         squared = self._squared * prompt / self._prompt if self._prompt > 0 else 0.0
-        steps = self._decode.left(step)
-        return Work(prompt, squared, steps, self._context.left(step), prompt + steps)
+        steps = _left(self._decode, self._decode_rate, self._decode_offset, step)
+        context = _left(self._context, self._context_rate, self._context_offset, step)
+        return Work(prompt, squared, steps, context, prompt + steps)
 
     def _count(self, start: float, prompt_tokens: int, output_tokens: int, sign: int) -> None:
-        work = work_of(prompt_tokens, output_tokens)
-        steps = max(output_tokens, 1)
-        self._prompt += sign * work.prompt
-        self._squared += sign * work.prompt_squared
-        self._decode.add(sign * work.steps, start, steps)
-        self._context.add(sign * work.context_steps, start, steps)
+        prompt, squared, decode, context, _ = work_of(prompt_tokens, output_tokens)
+        self._prompt += sign * prompt
+        self._squared += sign * squared
+        if decode:
+            rate = sign * decode / output_tokens
+            self._decode += sign * decode
+            self._decode_rate += rate
+            self._decode_offset += rate * start
+            rate = sign * context / output_tokens
+            self._context += sign * context
+            self._context_rate += rate
+            self._context_offset += rate * start
+
+
+def _left(total: float, rate: float, offset: float, step: float) -> float:
+    left = total - (step * rate - offset)
+    return max(0.0, min(max(left, _LEAST * total), total))

@@ -26,6 +26,8 @@ _RATE_WINDOW_S = 2.0
 
 #: A device's steps are reckoned on from its last heartbeat for no longer than this (seconds).
 _LONGEST_GUESS_S = 2.0
+#: A device is looked at again when one in so many of its jobs has ended; that many more are queued there.
+_JOBS_A_LOOK = 32
 #: A job has no more tokens than this: what says so is forged.
 _MOST_TOKENS = 10**9
 #: And no engine makes more steps a second.
@@ -89,7 +91,7 @@ def _built(beat: Heartbeat) -> tuple[str, int, int, int]:
     return beat.profile, beat.kv_tokens_total, beat.seats, beat.max_batched_tokens
 
 
-class InFlight(msgspec.Struct, frozen=True):
+class InFlight(msgspec.Struct, frozen=True, gc=False):
     """A job bound to a device.
 
     Attributes:
@@ -142,6 +144,8 @@ class Device:
     backlog: Backlog = field(default_factory=Backlog)
     calendar: KvCalendar = field(default_factory=KvCalendar)
     kv_share: KvShare = field(default_factory=KvShare)
+    look_after: int = 1  # so many of its jobs end before the next look at it is worth the while
+    _ended: int = 0  # since the last
     _rate_at: float = 0.0
     _steps: float = 0.0
     _steps_per_s: float = 0.0
@@ -182,7 +186,9 @@ class Device:
         job = self.in_flight.pop(job_id, None)
         if job is not None:
             self.tokens_in_flight -= job.tokens
-            self.changed.add(self.name)
+            self._ended += 1
+            if self._ended >= self.look_after:
+                self.changed.add(self.name)
             computed = 0.0 if computed_tokens is None else computed_tokens
             self.backlog.remove(job.step, job.prompt_tokens - job.cached_tokens, job.output_tokens, computed)
             self.calendar.add(job.step, job.prompt_tokens, job.output_tokens, guessed=job.guessed, sign=-1)
@@ -210,9 +216,18 @@ class Device:
             if self.kind.slowdown != self.drift.calm:
                 self.kind = replace(self.kind, slowdown=self.drift.calm)
 
+    def looked_at(self, *, many_wait: bool) -> None:
+        """Its room is known.
+
+        A look costs as much as many placements, and a large batch changes little by one job: where many more wait, the
+        next look can do for some.
+        """
+        self._ended = 0
+        self.look_after = 1 + len(self.in_flight) // _JOBS_A_LOOK if many_wait else 1
+
     def depth(self, round_trip_s: float) -> int:
-        """Jobs beyond the seats that hide the dispatch round trip: what ends meanwhile, at least one."""
-        return max(1, min(self.heartbeat.seats, int(self.jobs_per_s * round_trip_s * 2) + 1))
+        """Jobs beyond the seats that hide the dispatch round trip: what ends meanwhile, and before the next look."""
+        return min(max(self.heartbeat.seats, 1), int(self.jobs_per_s * round_trip_s * 2) + self.look_after)
 
     def _profile(self) -> None:
         beat = self.heartbeat

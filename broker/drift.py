@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass, field
-from math import log
+from math import exp, log
 from typing import NamedTuple, Protocol
 
 from broker.throughput import DeviceKind, Work
@@ -13,11 +13,16 @@ from broker.throughput import DeviceKind, Work
 #: interval is off by a step, which may take most of a second.
 _LEAST_S = 2.5
 _LEAST_STEPS = 30.0
-#: Looks kept: what they show together is at most this old.
-_LOOKS = 8
+#: Nor may a single step be a larger part of that time: a prefill of a long prompt ends in one interval or the next.
+_FINE = 0.1
+#: Looks kept, and those that are enough where steps are few: what they show together is not older.
+_LOOKS = 16
+_ENOUGH_LOOKS = 8
 #: A device is taken for another kind only when its slowdown is off by this factor: small errors cost less than new
 #: plans.
-_TOLERANCE = log(1.5)
+_TOLERANCE = log(1.4)
+#: Slowdowns are told apart in steps of this factor: devices that are slowed down alike are planned for together.
+_BUCKET = log(1.1)
 #: With fewer requests than this at both ends the device may have idled in between: that would make it look slow.
 _LEAST_RUNNING = 3
 #: And when the batch grew or shrank by more than this factor its mean over the interval is not known.
@@ -93,15 +98,18 @@ class Drift:
             self._seen.clear()
             return
         self._seen.append(done)
-        elapsed = expected = steps = 0.0
-        for look in reversed(self._seen):  # the latest that are enough
+        elapsed = expected = steps = longest = 0.0
+        for looks, look in enumerate(reversed(self._seen), 1):  # the latest that are enough
             elapsed, expected, steps = elapsed + look.elapsed, expected + look.expected, steps + look.steps
-            if elapsed >= _LEAST_S and steps >= _LEAST_STEPS:
+            longest = max(longest, look.expected / max(look.steps, 1.0))
+            many = looks >= _ENOUGH_LOOKS or (elapsed >= _LEAST_S and steps >= _LEAST_STEPS)
+            if many and longest <= _FINE * elapsed:
                 break
         else:
-            if len(self._seen) < _LOOKS:
+            if len(self._seen) < _ENOUGH_LOOKS:
                 return
         self.factor = min(max(elapsed / max(expected, 1e-9), 1 / _MOST), _MOST)
-        # With few steps in sight one more or less at either end is much.
-        if abs(log(self.factor / self.calm)) > _TOLERANCE + 1 / max(steps, 1.0):
-            self.calm = self.factor
+        # A step more or less at either end: that is much where they are few, or one holds a long prefill.
+        blur = 2 * longest / max(elapsed, expected)
+        if abs(log(self.factor / self.calm)) > _TOLERANCE + blur:
+            self.calm = exp(round(log(self.factor) / _BUCKET) * _BUCKET)

@@ -12,78 +12,108 @@ what is counted, then tells how many of the long ones there are.
 
 from __future__ import annotations
 
+from functools import lru_cache
+from math import exp, log
+
 import numpy as np
 from numpy.typing import NDArray
 
-_STEPS = 16  # a bin's width
-_BINS = 256  # what ends beyond the last bin is counted into it
+#: A bin's width.
+BIN_STEPS = 32
+_BINS = 128  # what ends beyond the last bin is counted into it
+_RING = 8 * _BINS  # bins in memory: they are moved to the front only when these are used up
 
 _TAIL = 4  # a guessed job is counted for this many times its guess
+_LEAST_GUESS = 8.0
+_GUESS_WIDTH = 1.05  # guesses within this factor share a table
 _MOST_SCALE = 3.0
 _TAIL_SHARE = 0.2  # of the peak: what is held beyond is the tail
 
 Array = NDArray[np.float64]
 
-_EDGES = np.arange(1, _BINS + 1, dtype=float) * _STEPS
+#: Steps from the start of the present bin to the end of each.
+EDGES = np.arange(1, _BINS + 1, dtype=float) * BIN_STEPS
 
 
 class KvCalendar:
     """Tokens held in each bin, from the present one on."""
 
-    __slots__ = ("_answer", "_asked", "_bins", "_first", "excess", "scale", "step")
+    __slots__ = ("_at", "_bins", "_first", "_guesses", "_held", "_last", "_total", "excess", "scale", "step")
 
     def __init__(self) -> None:
         self.step = 0.0
         self.excess = 0.0  # tokens that the engine holds now beyond what we count: jobs that outlast their prediction
         self.scale = 1.0  # what it holds now over what we expected of guessed jobs
-        self._first = 0  # number of the bin at index 0
-        self._bins = np.zeros(_BINS)
-        self._asked: tuple[float, int, int, bool, int] | None = None
-        self._answer = self._bins[:0]
+        self._first = 0  # number of the present bin
+        self._at = 0  # where that is in memory
+        self._bins = np.zeros(_RING)
+        self._held = 0  # jobs counted
+        self._guesses = 0  # those of them that are guessed
+        self._total = 0.0  # tokens that they hold at their ends, all together
+        self._last = -1  # number of the last bin in which one ever ended: there is nothing beyond
 
     def advance(self, step: float) -> None:
         """Steps have passed: the bins before the present one are dropped."""
-        self.step = max(self.step, step)
-        passed = min(int(self.step // _STEPS) - self._first, _BINS)
-        if passed > 0:
-            self._bins[:-passed] = self._bins[passed:]
-            self._bins[-passed:] = 0.0
-            self._first += int(self.step // _STEPS) - self._first
+        if step <= self.step:
+            return
+        self.step = step
+        passed = int(step // BIN_STEPS) - self._first
+        if passed <= 0:
+            return
+        self._first += passed
+        self._at += passed
+        if self._at + _BINS > _RING:
+            self._to_front(min(self._at, _RING))
+
+    def _to_front(self, at: int) -> None:
+        left = _RING - at
+        self._bins[:left] = self._bins[at:].copy()
+        self._bins[left:] = 0.0
+        self._at = 0
 
     def add(
         self, start: float, prompt_tokens: int, output_tokens: int, *, guessed: bool = False, sign: int = 1
     ) -> None:
         """Count a job that starts at that step in, or out with a ``sign`` of -1."""
+        self._total += sign * (prompt_tokens + output_tokens)
+        self._held += sign
+        if guessed:
+            self._guesses += sign
         held = self.held(start, prompt_tokens, output_tokens, guessed=guessed)
+        bins = len(held)
+        if not bins:
+            return
+        if self._first + bins > self._last:
+            self._last = self._first + bins - 1
+        counted = self._bins[self._at : self._at + bins]
         if sign > 0:
-            self._bins[: len(held)] += held
+            counted += held
         else:
-            self._bins[: len(held)] -= held
+            counted -= held
+
+    def bins(self, start: float, output_tokens: float) -> int:
+        """Bins from the present one to that in which such a job ends; 0 or less where it is over."""
+        # Out goes what went in: no bin that was beyond the last one when the job started.
+        begun = int(start // BIN_STEPS)
+        ends = -int(-(start + output_tokens) // BIN_STEPS)
+        if ends > begun + _BINS:
+            ends = begun + _BINS
+        return (ends if ends > begun else begun + 1) - self._first
 
     def held(self, start: float, prompt_tokens: int, output_tokens: int, *, guessed: bool = False) -> Array:
-        """Tokens such a job holds, or is expected to hold, in each bin from the present one on. Not to be written to.
-
-        The same is asked up to three times in a row: does it fit, it goes there, it is bound.
-        """
-        asked = (start, prompt_tokens, output_tokens, guessed, self._first)
-        if asked != self._asked:
-            self._asked, self._answer = asked, self._held(start, prompt_tokens, output_tokens, guessed)
-        return self._answer
-
-    def _held(self, start: float, prompt_tokens: int, output_tokens: int, guessed: bool) -> Array:
-        origin = self._first * _STEPS
-        end = start + output_tokens * (_TAIL if guessed else 1)
-        # Out goes what went in: no bin that was beyond the last one when the job started.
-        last = min(int(end // _STEPS), int(start // _STEPS) + _BINS - 1)
-        bins = min(last - self._first + 1, _BINS)
+        """Tokens such a job holds, or is expected to hold, in each bin from the present one on."""
+        bins = self.bins(start, output_tokens * (_TAIL if guessed else 1))
         if bins <= 0:
-            return _EDGES[:0]
-        age = _EDGES[:bins] + (origin - start)
+            return EDGES[:0]
+        held = EDGES[:bins] + (prompt_tokens + self.origin - start)
         if guessed:
-            return (prompt_tokens + age) * np.exp(np.minimum((_STEPS / 2 - age) / max(output_tokens, 1), 0.0))
-        held = age + prompt_tokens
-        at_edge = bins * _STEPS + (origin - start) + prompt_tokens
-        held[-1] = min(at_edge, prompt_tokens + output_tokens)  # the bin in which it ends
+            guess = max(float(output_tokens), _LEAST_GUESS)
+            begun = int(start // BIN_STEPS)
+            age = (begun + 1) * BIN_STEPS - start  # at the end of its first bin
+            table = _survival(round(log(guess) / log(_GUESS_WIDTH)))
+            old = self._first - begun
+            held *= table[old : old + bins]
+            held *= min(exp((BIN_STEPS / 2 - age) / guess), 1.0)
         return held
 
     def tell(self, held_tokens: float, *, guessed: bool = False) -> None:
@@ -92,17 +122,52 @@ class KvCalendar:
         self.scale = min(max(held_tokens / counted, 1.0), _MOST_SCALE) if guessed and counted > 0 else 1.0
         self.excess = max(0.0, held_tokens - counted * self.scale)
 
+    def load(self, bins: int = _BINS) -> Array:
+        """Tokens counted as held in each bin, for so many bins, or as many as hold any if these are more.
+
+        Not to be written to.
+        """
+        return self._bins[self._at : self._at + min(max(bins, self._last - self._first + 1), _BINS)]
+
+    def tall(self, bins: int) -> Array:
+        """What the engine will hold in each of at least so many bins, plus the step at which the bin ends."""
+        load = self.load(bins)
+        if self.scale != 1:
+            load = load * self.scale
+        tall = load + EDGES[: len(load)]
+        tall += self.origin + self.excess
+        return tall
+
     def free(self, tokens: float) -> Array:
         """What is left in each bin of a memory of that many tokens."""
-        return (tokens - self.excess) - self._bins * self.scale
+        return (tokens - self.excess) - self.load() * self.scale
+
+    def surely_free(self, tokens: float) -> float:
+        """What is left of such a memory in any bin, at least: as if all ended at the same time."""
+        return 0.0 if self._guesses else tokens - self.excess - self._total
+
+    @property
+    def origin(self) -> float:
+        """Step at which the present bin begins."""
+        return float(self._first * BIN_STEPS)
 
     @property
     def steps_left(self) -> float:
         """Steps until the last job counted here ends; the far tail of guessed ones left out."""
-        held = np.flatnonzero(self._bins > max(0.5, _TAIL_SHARE * float(self._bins.max()) if self.scale > 1 else 0.5))
-        return max(0.0, (self._first + int(held[-1]) + 0.5) * _STEPS - self.step) if len(held) else 0.0
+        if not self._held:
+            return 0.0
+        load = self.load(1)
+        held = np.flatnonzero(load > max(0.5, _TAIL_SHARE * float(load.max()) if self.scale > 1 else 0.5))
+        return max(0.0, (self._first + int(held[-1]) + 0.5) * BIN_STEPS - self.step) if len(held) else 0.0
 
     @property
     def now(self) -> float:
         """Tokens counted as held in the present bin."""
-        return float(self._bins[0])
+        return float(self.load(1)[0])
+
+
+@lru_cache(maxsize=512)
+def _survival(exponent: int) -> Array:
+    """The chance to go on, at the end of each bin from a job's first on, over that at the end of the first."""
+    guess = _GUESS_WIDTH**exponent
+    return np.exp(-np.arange(_BINS) * (BIN_STEPS / guess))

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from msgspec import structs
 
-from broker.admission import offer_of
+from broker.admission import offer_of, renew_offer
 from broker.calibration import Calibration
-from broker.cluster import Cluster, InFlight
+from broker.cluster import Cluster, Device, InFlight
 from broker.endgame import EndGame, end_game
 from broker.jobs import WaitingJob
 from broker.lengths import LengthModel
@@ -96,37 +96,39 @@ class Placer:
             self.window, offers, now, self.rng, MAX_PLACEMENTS, self.whole, list(self._open.values()), self._prefixes
         )
         groups: dict[str, list[Placement]] = {}
+        guessed = self.calibration.guessed
         for placement in self.policy.place(turn):
             groups.setdefault(placement.device, []).append(placement)
             self.window.remove(placement.job)
-            self._bind(placement, now)
+            self._bind(placement, now, guessed)
+        self.cluster.changed.clear()  # the offers know already
         for offer in turn.open:
             if offer.blocked:
                 self._open.pop(offer.device, None)
                 self.cluster.devices[offer.device].kv_share.blocked = offer.slots_left > 0
         return groups
 
-    def _bind(self, placement: Placement, now: float) -> None:
+    def _bind(self, placement: Placement, now: float, guessed: bool) -> None:
         """The job counts as in flight from here on."""
-        job, device = placement.job, self.cluster.devices[placement.device]
-        lengths = placement.prompt_tokens, placement.output_tokens
-        cached = 0
-        if job.prefix:
-            cached = self._prefixes.placed(
-                device.name,
-                parse_marks(job.prefix),
-                prompt_tokens=lengths[0],
-                prompt_bytes=job.body_bytes,
-                kv_tokens=sum(lengths),
-                cache_tokens=device.heartbeat.kv_tokens_total,
-            )
-        step, seconds = device.calendar.step, placement.predicted_s
-        sizes = job.body_bytes, job.max_tokens
-        raw = placement.candidate.uncorrected_tokens if placement.candidate else 0
+        job, prompt, output, name, seconds, _, candidate = placement
+        device = self.cluster.devices[name]
+        cached = self._cached(placement, device) if job.prefix else 0
+        raw = candidate.uncorrected_tokens if candidate else 0
+        step, sizes = device.calendar.step, (job.body_bytes, job.max_tokens)
         device.bind(
-            InFlight(
-                job.job_id, *lengths, *sizes, now, seconds, step, cached, job.prefix, raw, self.calibration.guessed
-            )
+            InFlight(job.job_id, prompt, output, *sizes, now, seconds, step, cached, job.prefix, raw, guessed)
+        )
+
+    def _cached(self, placement: Placement, device: Device) -> int:
+        """Tokens of its prompt that the job will find in the device's prefix cache."""
+        job, prompt, output = placement[:3]
+        return self._prefixes.placed(
+            device.name,
+            parse_marks(job.prefix),
+            prompt_tokens=prompt,
+            prompt_bytes=job.body_bytes,
+            kv_tokens=prompt + output,
+            cache_tokens=device.heartbeat.kv_tokens_total,
         )
 
     def finish_up(self, now: float) -> EndGame:
@@ -204,10 +206,13 @@ class Placer:
                     del self._names[bisect_left(self._names, name)]
                 self._open.pop(name, None)
                 continue
-            if name not in self._offers:
-                insort(self._names, name)
             device.pass_time(now)
-            offer = self._offers[name] = offer_of(device, self.round_trip_s)
+            offer = self._offers.get(name)
+            if offer is None:
+                insort(self._names, name)
+                offer = self._offers[name] = offer_of(device, self.round_trip_s, many_wait=not self.whole)
+            else:
+                renew_offer(offer, device, self.round_trip_s, many_wait=not self.whole)
             if offer.slots_left > 0:
                 self._open[name] = offer
             else:

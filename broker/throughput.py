@@ -37,7 +37,7 @@ NO_WORK = Work(0.0, 0.0, 0.0, 0.0, 0.0)
 
 def work_of(prompt_tokens: float, output_tokens: float, cached_tokens: float = 0.0) -> Work:
     """The work of one request, of whose prompt ``cached_tokens`` are in the prefix cache and cost nothing."""
-    steps = max(output_tokens - 1.0, 0.0)
+    steps = output_tokens - 1.0 if output_tokens > 1 else 0.0
     computed = prompt_tokens - cached_tokens
     squared = prompt_tokens * prompt_tokens - cached_tokens * cached_tokens
     held = steps * (prompt_tokens + (steps - 1.0) / 2.0) if steps else 0.0

@@ -31,31 +31,37 @@ def length_class(prompt_tokens: int, output_tokens: int) -> ClassKey:
 class Line:
     """The waiting jobs of one priority. Those that came back go before those that never left."""
 
-    __slots__ = ("by_class", "by_prefix", "fresh", "returned")
+    __slots__ = ("_classes", "by_class", "by_prefix", "fresh", "returned")
 
     def __init__(self) -> None:
         self.returned: Jobs = OrderedDict()
         self.fresh: Jobs = OrderedDict()
         self.by_class: dict[ClassKey, Jobs] = {}
         self.by_prefix: dict[tuple[ClassKey, str], Jobs] = {}
+        self._classes: dict[str, ClassKey] = {}  # by job: two logarithms need to be taken only once
 
     def add(self, candidate: Candidate, *, first: bool = False) -> None:
         """Take a job up, at the end or at the front of its kind."""
-        self.pop(candidate.job.job_id)  # anyone can write a job into a stream twice
+        job_id = candidate.job.job_id
+        if job_id in self._classes:  # anyone can write a job into a stream twice
+            self.pop(job_id)
         returned = candidate.job.level == "returned"
         _insert(self.returned if returned else self.fresh, candidate, first=first)
-        key = class_of(candidate)
-        _insert(self.by_class.setdefault(key, OrderedDict()), candidate, first=first or returned)
+        key = self._classes[job_id] = class_of(candidate)
+        jobs = self.by_class.get(key)
+        if jobs is None:
+            jobs = self.by_class[key] = OrderedDict()
+        _insert(jobs, candidate, first=first or returned)
         if candidate.prefix:
             group = self.by_prefix.setdefault((key, candidate.prefix), OrderedDict())
             _insert(group, candidate, first=first or returned)
 
     def pop(self, job_id: str) -> Candidate | None:
         """Take a job out; None where it is not here."""
-        candidate = self.fresh.pop(job_id, None) or self.returned.pop(job_id, None)
-        if candidate is None:
+        key = self._classes.pop(job_id, None)
+        if key is None:
             return None
-        key = class_of(candidate)
+        candidate = self.fresh.pop(job_id, None) or self.returned.pop(job_id)
         _remove(self.by_class, key, job_id)
         if candidate.prefix:
             _remove(self.by_prefix, (key, candidate.prefix), job_id)
@@ -66,7 +72,7 @@ class Line:
         yield from self.fresh.values()
 
     def __len__(self) -> int:
-        return len(self.returned) + len(self.fresh)
+        return len(self._classes)
 
 
 class Window:
@@ -115,7 +121,7 @@ class Window:
             yield from line
 
     def __len__(self) -> int:
-        return sum(len(line) for line in self.lines.values())
+        return sum(map(len, self.lines.values()))
 
 
 _Key = TypeVar("_Key")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import ceil
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 from broker.kv_calendar import KvCalendar
 
-WIDTH, BINS = 16, 256
+WIDTH, BINS = 32, 128
 
 operations = st.lists(
     st.one_of(
@@ -30,13 +31,10 @@ class Job:
     output: int
 
     def at_end_of(self, number: int) -> float:
-        """Tokens counted for a bin: those held at its end, or at the job's own end."""
+        """Tokens counted for a bin: those it would hold at the bin's end, in its last bin, too."""
         first = int(self.start // WIDTH)
-        last = min(int((self.start + self.output) // WIDTH), first + BINS - 1)
-        if not first <= number <= last:
-            return 0.0
-        grown = self.prompt + (number + 1) * WIDTH - self.start
-        return min(grown, self.prompt + self.output) if number == last else grown
+        last = min(max(ceil((self.start + self.output) / WIDTH) - 1, first), first + BINS - 1)
+        return self.prompt + (number + 1) * WIDTH - self.start if first <= number <= last else 0.0
 
     def held(self, step: float) -> float:
         """Tokens it truly holds at a step."""
@@ -125,7 +123,7 @@ def test_jobs_that_end_before_the_others_are_long_leave_room_for_more() -> None:
 
 def test_excess_counts_everywhere() -> None:
     calendar = KvCalendar()
-    calendar.add(0.0, 100, 32)
+    calendar.add(0.0, 100, 2 * WIDTH)
     calendar.excess = 50.0
-    assert calendar.free(1000.0)[:3].tolist() == [834.0, 818.0, 818.0]
-    assert np.unique(calendar.free(1000.0)[3:]).tolist() == [950.0]
+    assert calendar.free(1000.0)[:2].tolist() == [850.0 - WIDTH, 850.0 - 2 * WIDTH]
+    assert np.unique(calendar.free(1000.0)[2:]).tolist() == [950.0]

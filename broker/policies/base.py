@@ -8,13 +8,11 @@ from itertools import islice
 from typing import TYPE_CHECKING, ClassVar, NamedTuple, Protocol
 
 from broker.jobs import WaitingJob
+from broker.kv_room import KvRoom
 from broker.throughput import DeviceKind
 
 if TYPE_CHECKING:
     import random
-
-    import numpy as np
-    from numpy.typing import NDArray
 
     from broker.backlog import Backlog
     from broker.kv_calendar import KvCalendar
@@ -71,7 +69,6 @@ class Offer:
         calendar: what they hold of its KV memory from now on.
         added_s: seconds of work that it got in this round.
         busy_s: seconds until what it had before will be done (None: not reckoned yet).
-        guessed: whether predicted outputs are mere guesses.
         blocked: set by a policy whose job for it does not fit: not worth another look until the device changes.
     """
 
@@ -87,13 +84,9 @@ class Offer:
     backlog: Backlog | None = None
     calendar: KvCalendar | None = None
     busy_s: float | None = None
-    guessed: bool = False
     blocked: bool = False
     added_s: float = 0.0
-    _free: NDArray[np.float64] | None = None
-    _least_left: float | None = None
-    _unreckoned: list[Candidate] = field(default_factory=list[Candidate])
-    _asked: tuple[Candidate, NDArray[np.float64]] | None = None
+    _room: KvRoom | None = None
 
     def fits(self, candidate: Candidate) -> bool:
         """Whether the job may go there now. An idle device takes any job: only its engine can say it is too long."""
@@ -101,45 +94,34 @@ class Offer:
             return False
         if self.outstanding == 0 or self.calendar is None:
             return True
-        if candidate.prompt_tokens + candidate.output_tokens <= self.kv_left():
-            return True
-        held = self._held(candidate)
-        return bool((self._room()[: len(held)] >= held).all())
+        return self._kv_room(self.calendar).fits(candidate.prompt_tokens, candidate.output_tokens)
 
     def put(self, candidate: Candidate, predicted_s: float = 0.0, reason: str = "") -> Placement:
         """Use up the room of one job."""
-        tokens = candidate.prompt_tokens + candidate.output_tokens
+        job, prompt_tokens, output_tokens = candidate[:3]
         self.slots_left -= 1
         self.outstanding += 1
-        self.outstanding_tokens += tokens - (candidate.output_tokens + 1) // 2
-        self._least_left = self.kv_left() - tokens
-        if self.calendar is not None:
-            self._unreckoned.append(candidate)
-        return Placement(*candidate[:3], self.device, predicted_s, reason, candidate)
+        self.outstanding_tokens += prompt_tokens + output_tokens // 2
+        if self.calendar is None:
+            self.kv_bound -= prompt_tokens + output_tokens
+        else:
+            self._kv_room(self.calendar).put(prompt_tokens, output_tokens)
+        return Placement(job, prompt_tokens, output_tokens, self.device, predicted_s, reason, candidate)
 
     def kv_left(self) -> float:
         """KV tokens free at the peak to come; at least so many, once jobs were put in this round."""
-        if self._least_left is None:
-            self._least_left = float(self._room().min()) if self.calendar is not None else float(self.kv_bound)
-        return self._least_left
+        return self.kv_bound if self.calendar is None else self._kv_room(self.calendar).least()
 
-    def _held(self, candidate: Candidate) -> NDArray[np.float64]:
-        assert self.calendar is not None
-        if self._asked is None or self._asked[0] is not candidate:  # a job that fits is put next
-            lengths = candidate.prompt_tokens, candidate.output_tokens
-            self._asked = candidate, self.calendar.held(self.calendar.step, *lengths, guessed=self.guessed)
-        return self._asked[1]
+    def renewed(self) -> None:
+        """Its device is not as it was: what was reckoned from it is not true any more."""
+        self._room = self.busy_s = None
+        self.added_s = 0.0
+        self.blocked = False
 
-    def _room(self) -> NDArray[np.float64]:
-        """KV tokens free in each bin of the calendar."""
-        assert self.calendar is not None
-        if self._free is None:
-            self._free = self.calendar.free(self.kv_bound)
-        for candidate in self._unreckoned:
-            held = self._held(candidate)
-            self._free[: len(held)] -= held
-        self._unreckoned.clear()
-        return self._free
+    def _kv_room(self, calendar: KvCalendar) -> KvRoom:
+        if self._room is None:
+            self._room = KvRoom(calendar, self.kv_bound)
+        return self._room
 
 
 class CachedPrefixes(Protocol):

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass, field
 from heapq import heapify, heappop, heappush, heapreplace
 
 from broker.window import ClassKey, Jobs
+
+#: How well a class suits a kind that the plan does not know.
+_SO_SO = 0.5
 
 
 @dataclass(slots=True)
@@ -27,33 +30,61 @@ class KindShares:
     steps_left: float
     efficiency: dict[ClassKey, float]
     _order: list[tuple[float, ClassKey]] = field(default_factory=list[tuple[float, ClassKey]])
+    _absent: list[ClassKey] = field(default_factory=list[ClassKey])  # none of them waited lately
+    _by_efficiency: tuple[list[ClassKey], list[ClassKey]] = field(default_factory=lambda: ([], []))
 
     def __post_init__(self) -> None:
         self._order = [(self.served[key] / jobs, key) for key, jobs in self.jobs.items()]
         heapify(self._order)
+        best_first = sorted(self.efficiency, key=lambda key: -self.efficiency[key])
+        better = sum(value >= _SO_SO for value in self.efficiency.values())
+        self._by_efficiency = best_first[:better], best_first[better:]
+
+    def look_again(self) -> None:
+        """Classes that were absent may wait again."""
+        for key in self._absent:
+            heappush(self._order, (self.served[key] / self.jobs[key], key))
+        self._absent.clear()
 
     def next_class(self, waiting: Mapping[ClassKey, Jobs], gone: Container[ClassKey]) -> ClassKey | None:
         """Of the classes that wait, the one of which the kind has had least for its share (stride scheduling)."""
-        absent: list[tuple[float, ClassKey]] = []
-        order, found = self._order, None
+        key = self._first_present(waiting, gone)
+        if key is None and self._absent:
+            self.look_again()
+            key = self._first_present(waiting, gone)
+        return key
+
+    def _first_present(self, waiting: Mapping[ClassKey, Jobs], gone: Container[ClassKey]) -> ClassKey | None:
+        order = self._order
         while order:
             key = order[0][1]
             if key in waiting and key not in gone:
-                found = key
-                break
-            absent.append(heappop(order))
-        for entry in absent:
-            heappush(order, entry)
-        return found
+                return key
+            heappop(order)
+            self._absent.append(key)
+        return None
+
+    def most_efficient(self, waiting: Mapping[ClassKey, Jobs], allowed: Callable[[ClassKey], bool]) -> ClassKey | None:
+        """Of the classes that wait and are allowed, the one that suits the kind best; what is not known is so so."""
+        better, worse = self._by_efficiency
+        for key in better:
+            if key in waiting and allowed(key):
+                return key
+        for key in waiting:
+            if key not in self.efficiency and allowed(key):
+                return key
+        return next((key for key in worse if key in waiting and allowed(key)), None)
 
     def took(self, key: ClassKey) -> None:
         """The kind got a job of that class."""
-        if key not in self.served:
+        served = self.served.get(key)
+        if served is None:
             return
-        self.served[key] += 1
-        entry = (self.served[key] / self.jobs[key], key)
-        if self._order[0][1] == key:
-            heapreplace(self._order, entry)
-        else:
-            self._order = [entry if known == key else (rank, known) for rank, known in self._order]
+        self.served[key] = served = served + 1
+        order = self._order
+        if order and order[0][1] == key:
+            heapreplace(order, (served / self.jobs[key], key))
+        elif key not in self._absent:
+            rank = served / self.jobs[key]
+            self._order = [(rank, key) if entry[1] == key else entry for entry in order]
             heapify(self._order)

@@ -37,9 +37,11 @@ def predicted_seconds(offer: Offer, prompt_tokens: float, output_tokens: float) 
     kind = offer.kind
     if kind is None:
         return 0.0
-    profile = kind.profile
-    running = min(offer.outstanding + 1, profile.seats)
-    context = min(offer.outstanding_tokens + prompt_tokens + output_tokens / 2, profile.kv_tokens)
-    step = profile.decode_step_seconds(running, context)
-    queued = max(0, offer.outstanding + 1 - profile.seats)
-    return kind.slowdown * (profile.prefill_seconds(prompt_tokens) + (queued + max(output_tokens - 1, 0)) * step)
+    p = kind.profile
+    running, queued = offer.outstanding + 1, 0
+    if running > p.seats:
+        running, queued = p.seats, running - p.seats
+    context = offer.outstanding_tokens + prompt_tokens + output_tokens / 2
+    step = p.decode_step_seconds(running, context if context < p.kv_tokens else p.kv_tokens)
+    steps = output_tokens - 1 if output_tokens > 1 else 0
+    return kind.slowdown * (p.prefill_seconds(prompt_tokens) + (queued + steps) * step)

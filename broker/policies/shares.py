@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Container, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import islice
+from math import pi, sqrt
 
 import numpy as np
 
@@ -16,8 +17,11 @@ from broker.policies.outlook import busy_seconds, predicted_seconds
 from broker.throughput import NO_WORK, DeviceKind, Work, work_of
 from broker.window import ClassKey, Jobs
 
-#: The program is solved again no more often than this (seconds).
+#: The program is solved again no more often than this (seconds); in a steady state, and with the end in sight.
+_STEADY_INTERVAL_S = 2.0
 _LEAST_INTERVAL_S = 0.5
+#: Nor than this for each pair of a kind and a class: a large program takes long, and the loop waits for it.
+_INTERVAL_A_PAIR_S = 1e-3
 #: It is solved again when this share of the mix is of other lengths than it was.
 _MIX_MOVED = 0.1
 #: And where the end can be seen, when this share of what waited has gone.
@@ -49,9 +53,12 @@ class Shares:
 
     def renew(self, turn: Round) -> None:
         """Solve the program again where the jobs, the devices or their speed are not what they were."""
-        if turn.now - self._looked_at < _LEAST_INTERVAL_S:
+        least = _LEAST_INTERVAL_S if turn.whole or self._whole else _STEADY_INTERVAL_S
+        if turn.now - self._looked_at < max(least, _INTERVAL_A_PAIR_S * len(self._fleet) * len(self._counts)):
             return
         self._looked_at = turn.now
+        for shares in self._kinds.values():
+            shares.look_again()
         counts = _count(turn)
         fleet = _fleet(turn)
         if fleet == self._fleet and turn.whole == self._whole and not self._moved(counts, turn.now):
@@ -60,27 +67,45 @@ class Shares:
         self._solve(turn)
 
     def choose(
-        self, offer: Offer, waiting: Mapping[ClassKey, Jobs], gone: Container[ClassKey], now: float
+        self,
+        offer: Offer,
+        shares: KindShares | None,
+        waiting: Mapping[ClassKey, Jobs],
+        gone: Container[ClassKey],
+        now: float,
     ) -> tuple[ClassKey | None, str]:
-        """The class of which a device should take a job now, and why; of those that wait and are not ``gone``."""
-        shares = self._of(offer)
+        """The class of which a device should take a job now, and why; of those that wait and are not ``gone``.
+
+        ``shares`` are those of its kind, see ``of``.
+        """
         if shares is None:
             return next((key for key in waiting if key not in gone), None), "unmodelled"
         best = self._urgent(shares, waiting, gone, now) if self._whole else shares.next_class(waiting, gone)
         if best is not None:
             return best, "share"
-        efficiency = shares.efficiency
-        # A kind that cannot hold a class is no use to it, unless no kind can: then its engine is to refuse the jobs.
-        left = [key for key in waiting if key not in gone and (efficiency.get(key, 0.5) > 0 or key in self._unplaced)]
-        if self._whole:  # nothing that would end after all else is done
-            end = self._solved_at + _SPARE * self.seconds
-            busy = now + busy_seconds(offer)
-            left = [
-                key
-                for key in left
-                if key in self._unplaced or max(busy + self._cost(offer, key), now + self._duration(offer, key)) <= end
-            ]
-        return max(left, key=lambda key: efficiency.get(key, 0.5), default=None), "spare"
+        return self._spare(offer, shares, waiting, gone, now), "spare"
+
+    def _spare(
+        self,
+        offer: Offer,
+        shares: KindShares,
+        waiting: Mapping[ClassKey, Jobs],
+        gone: Container[ClassKey],
+        now: float,
+    ) -> ClassKey | None:
+        """Of the other kinds' classes, the one that suits this kind best."""
+        end = self._solved_at + _SPARE * self.seconds
+        busy = now + busy_seconds(offer) if self._whole else 0.0
+
+        def allowed(key: ClassKey) -> bool:
+            if key in gone or key in self._unplaced:  # no kind can hold it: its engine is to refuse the jobs
+                return key not in gone
+            if shares.efficiency.get(key, 1.0) <= 0:
+                return False
+            # nothing that would end after all else is done
+            return not self._whole or max(busy + self._cost(offer, key), now + self._duration(offer, key)) <= end
+
+        return shares.most_efficient(waiting, allowed)
 
     def _urgent(
         self, shares: KindShares, waiting: Mapping[ClassKey, Jobs], gone: Container[ClassKey], now: float
@@ -114,17 +139,16 @@ class Shares:
         """
         return offer.kind is None or offer.kind.can_hold(tokens) or tokens > self._largest
 
-    def took(self, offer: Offer, key: ClassKey) -> None:
+    def took(self, offer: Offer, shares: KindShares | None, key: ClassKey) -> None:
         """A device took a job of that class."""
         self._taken += 1
         if self._whole:
             offer.added_s += self._cost(offer, key)
-        shares = self._of(offer)
         if shares is not None:
             shares.took(key)
 
-    def _of(self, offer: Offer) -> KindShares | None:
-        """By identity first: a kind is long to hash."""
+    def of(self, offer: Offer) -> KindShares | None:
+        """The shares of a device's kind. By identity first: a kind is long to hash."""
         kind = offer.kind
         if kind is None:
             return None
@@ -149,7 +173,9 @@ class Shares:
             return True
         distance = sum(abs(counts.get(key, 0) / total - n / before) for key, n in self._counts.items())
         distance += sum(n for key, n in counts.items() if key not in self._counts) / total
-        return distance / 2 > _MIX_MOVED
+        # Of two draws from one mix, as large as the smaller of these, chance alone makes this much.
+        chance = sum(sqrt(n) for n in self._counts.values()) / sqrt(before * pi * min(before, total))
+        return distance / 2 > _MIX_MOVED + chance
 
     def _solve(self, turn: Round) -> None:
         keys, classes = _classes(turn)

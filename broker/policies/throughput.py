@@ -20,6 +20,8 @@ from broker.policies.shares import Shares
 from broker.policies.soonest import place_soonest
 from broker.window import ClassKey, Line
 
+#: More jobs than these are a batch: its throughput counts, not when each is done.
+_FEW = 64
 #: Jobs that are looked at to judge how many fit.
 _SAMPLE = 16
 #: Prefixes of a device that are looked for, the latest first.
@@ -41,7 +43,7 @@ class Throughput:
         for line in turn.waiting.lines.values():
             if not len(line):
                 continue
-            if _all_fit(turn.open, line):
+            if turn.whole and len(line) <= _FEW and _all_fit(turn.open, line):
                 done = place_soonest(turn, line, turn.limit - len(placed))
             else:
                 self._shares.renew(turn)
@@ -91,9 +93,10 @@ class _Pull:
         return placed
 
     def _one(self, offer: Offer) -> Placement | None:
-        too_long: set[ClassKey] = set()  # their next job is longer than those that the plan was made for
+        shares = self._shares.of(offer)
+        gone: set[ClassKey] = self._gone
         while True:
-            key, reason = self._shares.choose(offer, self._line.by_class, self._gone | too_long, self._turn.now)
+            key, reason = self._shares.choose(offer, shares, self._line.by_class, gone, self._turn.now)
             if key is None:
                 return None
             candidate, cached = self._pick(offer, key)
@@ -101,11 +104,11 @@ class _Pull:
                 continue  # gone now
             if self._shares.suits(offer, candidate.prompt_tokens + candidate.output_tokens):
                 break
-            too_long.add(key)
+            gone = {*gone, key}  # its next job is longer than those that the plan was made for
         if not offer.fits(candidate):
             offer.blocked = True
             return None
-        self._shares.took(offer, key)
+        self._shares.took(offer, shares, key)
         self._taken.add(candidate.job.job_id)
         seconds = predicted_seconds(offer, candidate.prompt_tokens - cached, candidate.output_tokens)
         return offer.put(candidate, seconds, "prefix" if cached else reason)
