@@ -29,4 +29,5 @@ def renew_offer(offer: Offer, device: Device, round_trip_s: float, *, many_wait:
     offer.slots_left = 0 if overfull else beat.seats + depth - offer.outstanding
     offer.kv_bound = beat.kv_tokens_total * device.kv_share.value
     offer.kind, offer.backlog, offer.calendar = device.kind, device.backlog, device.calendar
+    offer.queued_tokens, offer.max_batched_tokens = device.backlog.prompt_left, device.max_batched_tokens
     offer.renewed()

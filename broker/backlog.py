@@ -51,9 +51,14 @@ class Backlog:
         """The engine has computed so many prompt tokens more."""
         self._computed += prompt_tokens
 
+    @property
+    def prompt_left(self) -> float:
+        """Prompt tokens that are not computed yet."""
+        return max(0.0, min(self._sent - self._computed, self._prompt))
+
     def left(self, step: float) -> Work:
         """What is left of the work at that step."""
-        prompt = max(0.0, min(self._sent - self._computed, self._prompt))
+        prompt = self.prompt_left
         squared = self._squared * prompt / self._prompt if self._prompt > 0 else 0.0
         steps = _left(self._decode, self._decode_rate, self._decode_offset, step)
         context = _left(self._context, self._context_rate, self._context_offset, step)

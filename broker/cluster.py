@@ -102,7 +102,7 @@ class InFlight(msgspec.Struct, frozen=True, gc=False):
         max_tokens: most tokens it may generate, 0 where it does not say.
         dispatched: when, in seconds on the scheduler's clock (0: not known).
         predicted_s: time to its result, as predicted then (0: not known).
-        step: step of the device's engine at dispatch.
+        step: step of the device's engine at which its prefill should end.
         cached_tokens: tokens of its prompt that are expected in the device's prefix cache.
         prefix: the marks of its prompt, as its stream entry has them.
         uncorrected_tokens: its output as predicted before the correction of ``broker.calibration`` (0: not known).
@@ -167,6 +167,15 @@ class Device:
             return 0.0
         running = min(len(self.in_flight), self.heartbeat.seats)
         return self.kind.profile.decode_step_seconds(running, self.tokens_in_flight) * self.kind.slowdown
+
+    @property
+    def max_batched_tokens(self) -> int:
+        """Tokens it computes in a step."""
+        return self.kind.max_batched_tokens if self.kind is not None else _BATCHED_TOKENS
+
+    def start(self, prompt_tokens: int) -> float:
+        """The step of its engine at which a job that it gets now has its first token: prompts before it come first."""
+        return self.calendar.start(self.backlog.prompt_left + prompt_tokens, self.max_batched_tokens)
 
     def bind(self, job: InFlight) -> None:
         """Count a job as dispatched to this device."""
@@ -264,8 +273,9 @@ class Device:
         self.calendar.advance(steps)
         held = beat.kv_tokens_total - beat.kv_tokens_free
         self.calendar.tell(held, guessed=self._guessed > len(self.in_flight) / 2)
-        used = held / max(beat.kv_tokens_total, 1)
-        self.kv_share.observe(beat.seen - before.seen, used, beat.running, beat.waiting)
+        total = max(beat.kv_tokens_total, 1)
+        to_come = self.backlog.prompt_left / total
+        self.kv_share.observe(beat.seen - before.seen, held / total, to_come, beat.running, beat.waiting)
 
     def _learn_rate(self, elapsed: float) -> None:
         rate = self.heartbeat.prompt_tokens_per_s + self.heartbeat.output_tokens_per_s

@@ -1,9 +1,9 @@
 """How full a device's KV memory will be, step by step, with the jobs it has. Pure.
 
-A job of p prompt and o output tokens that starts at step s holds p + (t - s) tokens at step t, until s + o. Summed over
-the jobs in flight that gives the peak to come; a job fits where the peak with it stays below the memory there is. So
-memory is filled further than by the jobs' final sizes, and the engine still need not preempt (the idea is that of the
-Past-Future scheduler, ASPLOS '25). Time is counted in steps of the engine, in bins of a few steps.
+A job of p prompt and o output tokens whose prefill ends at step s holds p tokens until then, and p + (t - s) at step t,
+until s + o. Summed over the jobs in flight that gives the peak to come; a job fits where the peak with it stays below
+the memory there is. So memory is filled further than by the jobs' final sizes, and the engine still need not preempt
+(the idea is that of the Past-Future scheduler, ASPLOS '25). Time is counted in steps of the engine, in bins of some steps.
 
 Where o is a mere guess, a job is taken to go on at each step with the same chance, as if outputs were distributed
 exponentially about it: some end at once, others hold memory long after. What the engine says it holds now, against
@@ -20,7 +20,9 @@ from numpy.typing import NDArray
 
 #: A bin's width.
 BIN_STEPS = 32
-_BINS = 128  # what ends beyond the last bin is counted into it
+_SPAN = 128  # bins of one job: what ends beyond is counted into the last
+_LEAD = 64  # it starts no later than so many bins from now
+_BINS = _SPAN + _LEAD
 _RING = 8 * _BINS  # bins in memory: they are moved to the front only when these are used up
 
 _TAIL = 4  # a guessed job is counted for this many times its guess
@@ -93,11 +95,10 @@ class KvCalendar:
 
     def bins(self, start: float, output_tokens: float) -> int:
         """Bins from the present one to that in which such a job ends; 0 or less where it is over."""
-        # Out goes what went in: no bin that was beyond the last one when the job started.
         begun = int(start // BIN_STEPS)
         ends = -int(-(start + output_tokens) // BIN_STEPS)
-        if ends > begun + _BINS:
-            ends = begun + _BINS
+        if ends > begun + _SPAN:
+            ends = begun + _SPAN
         return (ends if ends > begun else begun + 1) - self._first
 
     def held(self, start: float, prompt_tokens: int, output_tokens: int, *, guessed: bool = False) -> Array:
@@ -106,15 +107,21 @@ class KvCalendar:
         if bins <= 0:
             return EDGES[:0]
         held = EDGES[:bins] + (prompt_tokens + self.origin - start)
+        old = self._first - int(start // BIN_STEPS)
+        lead = max(-old, 0)
+        if lead:  # it waits for its prefill, and does not grow
+            held[:lead] = prompt_tokens
         if guessed:
             guess = max(float(output_tokens), _LEAST_GUESS)
-            begun = int(start // BIN_STEPS)
-            age = (begun + 1) * BIN_STEPS - start  # at the end of its first bin
+            age = BIN_STEPS - start % BIN_STEPS  # at the end of its first bin
             table = _survival(round(log(guess) / log(_GUESS_WIDTH)))
-            old = self._first - begun
-            held *= table[old : old + bins]
-            held *= min(exp((BIN_STEPS / 2 - age) / guess), 1.0)
+            held[lead:] *= table[old + lead : old + bins]
+            held[lead:] *= min(exp((BIN_STEPS / 2 - age) / guess), 1.0)
         return held
+
+    def start(self, queued_tokens: float, max_batched_tokens: float) -> float:
+        """The step at which a job will have its first token, behind so many prompt tokens, its own with them."""
+        return self.step + min(queued_tokens / max(max_batched_tokens, 1), (_LEAD - 1) * BIN_STEPS)
 
     def tell(self, held_tokens: float, *, guessed: bool = False) -> None:
         """The engine holds so many tokens now."""
@@ -170,4 +177,4 @@ class KvCalendar:
 def _survival(exponent: int) -> Array:
     """The chance to go on, at the end of each bin from a job's first on, over that at the end of the first."""
     guess = _GUESS_WIDTH**exponent
-    return np.exp(-np.arange(_BINS) * (BIN_STEPS / guess))
+    return np.exp(-np.arange(_SPAN) * (BIN_STEPS / guess))

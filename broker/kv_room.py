@@ -24,29 +24,28 @@ class KvRoom:
         self._tall: Array | None = None  # tokens held in each bin, plus the step at which the bin ends
         self._peaks: Array | None = None  # the most of these up to each bin
         self._least: float | None = None
-        self._put: list[tuple[int, int]] = []
+        self._put: list[tuple[int, int, float]] = []
 
-    def fits(self, prompt_tokens: int, output_tokens: int) -> bool:
-        """Whether memory holds these and one more, at every step to come."""
+    def fits(self, prompt_tokens: int, output_tokens: int, start: float) -> bool:
+        """Whether memory holds these and one more, whose prefill ends at step ``start``, at every step to come."""
         if prompt_tokens + output_tokens <= self._sure:
             return True
-        step = self._calendar.step
-        bins = self._calendar.bins(step, output_tokens)
-        # The job grows a token a step: in each bin it holds its prompt and the steps since now.
-        most = self._bound - (prompt_tokens - step)
+        bins = self._calendar.bins(start, output_tokens)
+        # The job grows a token a step: in each bin it holds its prompt and the steps since its start.
+        most = self._bound - (prompt_tokens - start)
         if self._put and self._peaks is not None:
             least, highest = self._between(self._peaks, bins)
             if least > most or highest <= most:
                 return highest <= most
         return bool(self._highest(bins)[bins - 1] <= most)
 
-    def put(self, prompt_tokens: int, output_tokens: int) -> None:
+    def put(self, prompt_tokens: int, output_tokens: int, start: float) -> None:
         """Use up the room of one job."""
         tokens = prompt_tokens + output_tokens
         self._sure -= tokens
         if self._least is not None:
             self._least -= tokens
-        self._put.append((prompt_tokens, output_tokens))
+        self._put.append((prompt_tokens, output_tokens, start))
 
     def least(self) -> float:
         """Tokens free at the peak to come; at least so many, once jobs were put in."""
@@ -63,8 +62,8 @@ class KvRoom:
         """
         calendar = self._calendar
         shortest, prompts, ends = bins, 0, 0
-        for prompt_tokens, output_tokens in self._put:
-            shortest = min(shortest, calendar.bins(calendar.step, output_tokens))
+        for prompt_tokens, output_tokens, start in self._put:
+            shortest = min(shortest, calendar.bins(start, output_tokens))
             prompts += prompt_tokens
             ends += prompt_tokens + output_tokens + BIN_STEPS
         last = len(peaks)
@@ -80,12 +79,11 @@ class KvRoom:
     def _reckoned(self, bins: int) -> Array:
         """Count in what was put."""
         calendar = self._calendar
-        step = calendar.step
         tall = self._tall
         if tall is None or len(tall) < bins:
             tall = calendar.tall(bins) if tall is None else _longer(tall, calendar.tall(bins))
-        for prompt_tokens, output_tokens in self._put:
-            held = calendar.held(step, prompt_tokens, output_tokens)
+        for prompt_tokens, output_tokens, start in self._put:
+            held = calendar.held(start, prompt_tokens, output_tokens)
             if len(held) > len(tall):
                 tall = _longer(tall, calendar.tall(len(held)))
             tall[: len(held)] += held

@@ -29,19 +29,20 @@ class KvShare:
     value: float = _FIRST
     blocked: bool = False
 
-    def observe(self, elapsed: float, used: float, running: int, waiting: int) -> None:
+    def observe(self, elapsed: float, used: float, to_come: float, running: int, waiting: int) -> None:
         """Learn from a heartbeat.
 
         Args:
             elapsed: seconds since the one before.
             used: share of the KV memory in use.
+            to_come: share that prompts will use which are not computed yet.
             running: requests in the engine's batch.
             waiting: requests that wait in the engine.
         """
         seconds = min(elapsed, 2.0)
         if used > _FULL and waiting > 1 + _WAITING * running:
             self.value *= 1 - _SHRINK * seconds
-        elif self.blocked and used < _ROOMY:
-            self.value *= 1 + _GROW * seconds * (_ROOMY - used)
+        elif self.blocked and used + to_come < _ROOMY:
+            self.value *= 1 + _GROW * seconds * (_ROOMY - used - to_come)
         self.value = min(max(self.value, _LEAST), _MOST)
         self.blocked = False

@@ -114,10 +114,8 @@ class Placer:
         device = self.cluster.devices[name]
         cached = self._cached(placement, device) if job.prefix else 0
         raw = candidate.uncorrected_tokens if candidate else 0
-        step, sizes = device.calendar.step, (job.body_bytes, job.max_tokens)
-        device.bind(
-            InFlight(job.job_id, prompt, output, *sizes, now, seconds, step, cached, job.prefix, raw, guessed)
-        )
+        step, sizes = device.start(prompt - cached), (job.body_bytes, job.max_tokens)
+        device.bind(InFlight(job.job_id, prompt, output, *sizes, now, seconds, step, cached, job.prefix, raw, guessed))
 
     def _cached(self, placement: Placement, device: Device) -> int:
         """Tokens of its prompt that the job will find in the device's prefix cache."""

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from broker.kv_calendar import KvCalendar
 
-WIDTH, BINS = 32, 128
+WIDTH, SPAN, LEAD = 32, 128, 64
+BINS = SPAN + LEAD
 
 operations = st.lists(
     st.one_of(
@@ -33,7 +34,7 @@ class Job:
     def at_end_of(self, number: int) -> float:
         """Tokens counted for a bin: those it would hold at the bin's end, in its last bin, too."""
         first = int(self.start // WIDTH)
-        last = min(max(ceil((self.start + self.output) / WIDTH) - 1, first), first + BINS - 1)
+        last = min(max(ceil((self.start + self.output) / WIDTH) - 1, first), first + SPAN - 1)
         return self.prompt + (number + 1) * WIDTH - self.start if first <= number <= last else 0.0
 
     def held(self, step: float) -> float:
@@ -72,7 +73,7 @@ def test_each_bin_is_the_sum_of_the_jobs_in_it(actions: list[tuple[str, float, f
 def test_never_less_than_what_the_jobs_will_hold(actions: list[tuple[str, float, float]], ahead: float) -> None:
     calendar, jobs = play(actions)
     step = calendar.step + ahead
-    in_sight = [job for job in jobs if step < (int(job.start // WIDTH) + BINS) * WIDTH]
+    in_sight = [job for job in jobs if step < (int(job.start // WIDTH) + SPAN) * WIDTH]
     at = int(step // WIDTH) - int(calendar.step // WIDTH)
     if at < BINS:
         assert counted(calendar)[at] >= sum(job.held(step) for job in in_sight) - 1e-6
@@ -91,7 +92,7 @@ def test_nothing_is_left_after_all_jobs_are_gone(actions: list[tuple[str, float,
 def test_the_last_job_ends_within_a_bin_of_the_steps_left(actions: list[tuple[str, float, float]]) -> None:
     calendar, jobs = play([*actions, ("add", 1, 5)])
     ends = [
-        min(job.start + job.output, (int(job.start // WIDTH) + BINS) * WIDTH) for job in jobs if job.prompt + job.output
+        min(job.start + job.output, (int(job.start // WIDTH) + SPAN) * WIDTH) for job in jobs if job.prompt + job.output
     ]
     assert calendar.steps_left == pytest.approx(max(0.0, max(ends) - calendar.step), abs=WIDTH)
 
@@ -108,7 +109,7 @@ def test_time_never_runs_back() -> None:
 def test_what_ends_beyond_the_calendar_is_counted_up_to_its_end() -> None:
     calendar = KvCalendar()
     calendar.add(0.0, 100, 10**6)
-    assert counted(calendar)[-1] == 100 + WIDTH * BINS
+    assert counted(calendar)[SPAN - 1 : SPAN + 1] == [100 + WIDTH * SPAN, 0]
 
 
 def test_jobs_that_end_before_the_others_are_long_leave_room_for_more() -> None:

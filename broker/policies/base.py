@@ -69,6 +69,8 @@ class Offer:
         calendar: what they hold of its KV memory from now on.
         added_s: seconds of work that it got in this round.
         busy_s: seconds until what it had before will be done (None: not reckoned yet).
+        queued_tokens: prompt tokens that it has still to compute.
+        max_batched_tokens: tokens it computes in a step.
         blocked: set by a policy whose job for it does not fit: not worth another look until the device changes.
     """
 
@@ -86,6 +88,8 @@ class Offer:
     busy_s: float | None = None
     blocked: bool = False
     added_s: float = 0.0
+    queued_tokens: float = 0.0
+    max_batched_tokens: int = 1
     _room: KvRoom | None = None
 
     def fits(self, candidate: Candidate) -> bool:
@@ -94,7 +98,9 @@ class Offer:
             return False
         if self.outstanding == 0 or self.calendar is None:
             return True
-        return self._kv_room(self.calendar).fits(candidate.prompt_tokens, candidate.output_tokens)
+        prompt_tokens, output_tokens = candidate.prompt_tokens, candidate.output_tokens
+        start = self.calendar.start(self.queued_tokens + prompt_tokens, self.max_batched_tokens)
+        return self._kv_room(self.calendar).fits(prompt_tokens, output_tokens, start)
 
     def put(self, candidate: Candidate, predicted_s: float = 0.0, reason: str = "") -> Placement:
         """Use up the room of one job."""
@@ -105,7 +111,9 @@ class Offer:
         if self.calendar is None:
             self.kv_bound -= prompt_tokens + output_tokens
         else:
-            self._kv_room(self.calendar).put(prompt_tokens, output_tokens)
+            self.queued_tokens += prompt_tokens
+            start = self.calendar.start(self.queued_tokens, self.max_batched_tokens)
+            self._kv_room(self.calendar).put(prompt_tokens, output_tokens, start)
         return Placement(job, prompt_tokens, output_tokens, self.device, predicted_s, reason, candidate)
 
     def kv_left(self) -> float:
