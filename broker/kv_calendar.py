@@ -3,7 +3,7 @@
 A job of p prompt and o output tokens whose prefill ends at step s holds p tokens until then, and p + (t - s) at step t,
 until s + o. Summed over the jobs in flight that gives the peak to come; a job fits where the peak with it stays below
 the memory there is. So memory is filled further than by the jobs' final sizes, and the engine still need not preempt
-(the idea is that of the Past-Future scheduler, ASPLOS '25). Time is counted in steps of the engine, in bins of some steps.
+(the idea is that of the Past-Future scheduler, ASPLOS '25). Time is counted in steps of the engine, some to a bin.
 
 Where o is a mere guess, a job is taken to go on at each step with the same chance, as if outputs were distributed
 exponentially about it: some end at once, others hold memory long after. What the engine says it holds now, against

@@ -16,8 +16,8 @@ _MOST_TOKENS_PER_BYTE = 2.0
 #: No body is larger, and no answer longer (tokens); likewise.
 _MOST_BYTES = 2**32
 _MOST_OUTPUT_TOKENS = 10**6
-#: Weight of the newest observation.
-_GAIN = 0.02
+#: Weight of the newest observation: outputs scatter widely, their mean should not.
+_GAIN = 0.005
 #: A group's own mean counts as much as its parent's from this many jobs on.
 _PRIOR_JOBS = 4
 #: Predictions are made anew when a mean moved by this share since they were made.
@@ -28,7 +28,7 @@ _GROUPS = 4096
 
 @dataclass(slots=True)
 class Mean:
-    """An exponential mean: plain over the first observations, then with a memory of about fifty."""
+    """An exponential mean: plain over the first observations, then with a memory of about two hundred."""
 
     value: float
     count: int = 0
@@ -54,14 +54,19 @@ class LengthModel:
 
     tokens_per_byte: Mean = field(default_factory=lambda: Mean(_FIRST_TOKENS_PER_BYTE))
     output_tokens: Mean = field(default_factory=lambda: Mean(_FIRST_OUTPUT_TOKENS))
-    _groups: OrderedDict[str, Mean] = field(default_factory=OrderedDict[str, Mean])
+    _groups: OrderedDict[_Group, Mean] = field(default_factory=OrderedDict["_Group", Mean])
     _missed: Mean = field(default_factory=lambda: Mean(0.0))
-    _used: dict[str, float] = field(default_factory=dict[str, float])  # means that predictions in use rest on
+    _used: dict[_Group, float] = field(default_factory=dict["_Group", float])  # means that predictions in use rest on
+    _expected: dict[_Group, float] = field(default_factory=dict["_Group", float])  # outputs, until one more is seen
 
     def predict(self, job: WaitingJob) -> tuple[int, int]:
         """Prompt and output tokens of a job; the output is never above its ``max_tokens``."""
         prompt = max(1, round(min(job.body_bytes, _MOST_BYTES) * self.tokens_per_byte.value))
-        output = max(1, round(self._output(job.batch_id, job.body_bytes, job.max_tokens)))
+        group = _group(job.batch_id, job.body_bytes, job.max_tokens)
+        expected = self._expected.get(group)
+        if expected is None:
+            expected = self._expected[group] = self._output(group)
+        output = max(1, round(expected))
         return prompt, min(output, job.max_tokens) if job.max_tokens else output
 
     def observe(self, job: InFlight, prompt_tokens: int, output_tokens: int) -> bool:
@@ -75,27 +80,28 @@ class LengthModel:
         self._missed.observe(abs(job.output_tokens - output_tokens))
         self.tokens_per_byte.observe(min(prompt_tokens / job.body_bytes, _MOST_TOKENS_PER_BYTE))
         batch = job.job_id.rpartition(".")[0]
-        groups = (batch, _group(batch, job.body_bytes, job.max_tokens))
-        before = self._output(batch, job.body_bytes, job.max_tokens)
+        group = _group(batch, job.body_bytes, job.max_tokens)
+        before = self._output(group)
+        self._expected.clear()
         self.output_tokens.observe(output_tokens)
-        for name in groups:
-            self._group(name).observe(output_tokens)
-        return self._moved(groups[1], before, self._output(batch, job.body_bytes, job.max_tokens))
+        for name in (_all_of(batch), group):
+            self._mean(name).observe(output_tokens)
+        return self._moved(group, before, self._output(group))
 
     @property
     def error(self) -> float:
         """Mean absolute error of the predicted output tokens over the mean of the true ones; 0 before the first."""
         return self._missed.value / max(self.output_tokens.value, 1.0)
 
-    def _output(self, batch: str, body_bytes: int, max_tokens: int) -> float:
+    def _output(self, group: _Group) -> float:
         expected = self.output_tokens.value
-        for name in (batch, _group(batch, body_bytes, max_tokens)):
+        for name in (_all_of(group[0]), group):
             mean = self._groups.get(name)
             if mean is not None:
                 expected = (mean.count * mean.value + _PRIOR_JOBS * expected) / (mean.count + _PRIOR_JOBS)
         return expected
 
-    def _group(self, name: str) -> Mean:
+    def _mean(self, name: _Group) -> Mean:
         mean = self._groups.get(name)
         if mean is None:
             mean = self._groups[name] = Mean(self.output_tokens.value)
@@ -104,7 +110,7 @@ class LengthModel:
         self._groups.move_to_end(name)
         return mean
 
-    def _moved(self, group: str, before: float, expected: float) -> bool:
+    def _moved(self, group: _Group, before: float, expected: float) -> bool:
         used = self._used.setdefault(group, before)
         if abs(expected - used) <= _MOVED * used:
             return False
@@ -112,6 +118,13 @@ class LengthModel:
         return True
 
 
-def _group(batch: str, body_bytes: int, max_tokens: int) -> str:
+_Group = tuple[str, int, int]
+
+
+def _group(batch: str, body_bytes: int, max_tokens: int) -> _Group:
     """Jobs of one batch with bodies of about the same size and the same order of ``max_tokens``."""
-    return f"{batch} {body_bytes.bit_length()} {max_tokens.bit_length()}"
+    return batch, body_bytes.bit_length(), max_tokens.bit_length()
+
+
+def _all_of(batch: str) -> _Group:
+    return batch, -1, -1

@@ -25,8 +25,9 @@ if TYPE_CHECKING:
 
 #: Most jobs that one decision moves: bounds the length of one Lua call.
 MAX_PLACEMENTS = 400
-#: Waiting jobs are filed under new predictions no more often than this (seconds).
+#: Waiting jobs are filed under new predictions no more often than this (seconds), and the less often the more wait.
 _LEAST_INTERVAL_S = 0.5
+_INTERVAL_A_JOB_S = 4e-4
 #: A shared beginning shorter than this (tokens) is not worth a detour.
 _LEAST_PREFIX = 128
 #: Policies that see to the end of the work, too. The others are what people use today, as they use it.
@@ -86,7 +87,7 @@ class Placer:
     def decide(self, now: float) -> dict[str, list[Placement]]:
         """The next jobs to dispatch, by device. They count as in flight from here on; see ``take_back``."""
         self._refresh_offers(now)
-        if self._stale and now - self._predicted_at >= _LEAST_INTERVAL_S:
+        if self._stale and now - self._predicted_at >= _LEAST_INTERVAL_S + _INTERVAL_A_JOB_S * len(self.window):
             self._stale, self._predicted_at = False, now
             self.window.predict_anew(self._candidate)
         if not self._open or not len(self.window):

@@ -145,7 +145,7 @@ class TestDevice:
         assert device.calendar.free(0.0).max() <= 0
         for job_id in list(device.in_flight):
             device.unbind(job_id)
-        assert device.calendar.free(0.0).tolist() == pytest.approx([0.0] * 256, abs=1e-3)
+        assert device.calendar.free(0.0).tolist() == pytest.approx([0.0] * 192, abs=1e-3)
         assert device.tokens_in_flight == 0
 
     def test_the_steps_of_its_engine_go_on_between_two_heartbeats_for_a_while(self) -> None:

@@ -89,7 +89,7 @@ class TestLearning:
 
     def test_it_follows_when_answers_become_longer(self) -> None:
         model = LengthModel()
-        for i in range(1000):
+        for i in range(1600):
             ended(model, job(i), 10, 100 if i < 800 else 500)
         assert output_of(model, job(0)) == pytest.approx(500, rel=0.1)
 
