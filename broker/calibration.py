@@ -12,7 +12,7 @@ _MOST = 4.0
 _GUESSED = 0.2
 _LEAST_JOBS = 10
 #: Those in use are made anew when the correction moved by this share.
-_MOVED = 0.15
+_MOVED = 0.25
 
 
 @dataclass(slots=True)

@@ -21,7 +21,7 @@ _GAIN = 0.005
 #: A group's own mean counts as much as its parent's from this many jobs on.
 _PRIOR_JOBS = 4
 #: Predictions are made anew when a mean moved by this share since they were made.
-_MOVED = 0.15
+_MOVED = 0.25
 #: Groups remembered; the ones not seen for longest are forgotten.
 _GROUPS = 4096
 

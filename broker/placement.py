@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 MAX_PLACEMENTS = 400
 #: Waiting jobs are filed under new predictions no more often than this (seconds), and the less often the more wait.
 _LEAST_INTERVAL_S = 0.5
-_INTERVAL_A_JOB_S = 4e-4
+_INTERVAL_A_JOB_S = 1e-3
 #: A shared beginning shorter than this (tokens) is not worth a detour.
 _LEAST_PREFIX = 128
 #: Policies that see to the end of the work, too. The others are what people use today, as they use it.
