@@ -13,7 +13,7 @@ REQUIREMENTS := $(addprefix requirements/,install.sh constraints-$(EXTRA).txt cp
 PEERS := arq dramatiq saq taskiq vllm-router sglang-router
 QUESTIONS ?= examples/questions.jsonl
 DEMO := .tokenyard/demo
-BENCHMARKS ?= broker_path latency engine_overhead
+BENCHMARKS ?= broker_path latency engine_overhead decision_cost
 BENCH_RESULTS := .tokenyard/bench
 
 help: ## this list

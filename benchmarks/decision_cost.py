@@ -7,7 +7,6 @@ program is timed by itself, with devices grouped by kind, with kinds that drifte
 from __future__ import annotations
 
 import argparse
-import gc
 import random
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
@@ -31,6 +30,7 @@ from broker.policies import make_policy
 from broker.policies.shares import Shares
 from broker.throughput import DeviceKind, Profile
 from planner.simulate import KnownLengths, Requests, SimulatedDevice, Simulation
+from tokenyard.garbage import collect_rarely
 
 #: Six unequal devices: an accelerator with an 8B model (about an A100), and others by speed and KV memory.
 _FASTEST = Profile(0.01, 5.0e-5, 2.0e-9, 0.0115, 4.0e-5, 8.0e-8, kv_tokens=430_000, seats=256)
@@ -93,6 +93,7 @@ class Meter:
 
 async def main(options: argparse.Namespace) -> Report:
     """Measure each number of devices."""
+    collect_rarely()  # as the scheduler's process does
     rows: list[Row] = []
     for devices in options.devices:
         rows.append(_measure(devices, options.policy, options.seed))
@@ -143,7 +144,6 @@ def _run(meter: Meter, devices: Sequence[SimulatedDevice], lengths: Lengths, pol
         window_jobs=_WINDOW_JOBS,
     )
     with _timed_placer(meter):
-        gc.collect()
         try:
             simulation.run()
         except _Enough:

@@ -25,6 +25,9 @@ _MOVED = 0.25
 #: Groups remembered; the ones not seen for longest are forgotten.
 _GROUPS = 4096
 
+#: A batch, and the orders of magnitude of a body's size and of ``max_tokens``.
+_Group = tuple[str, int, int]
+
 
 @dataclass(slots=True)
 class Mean:
@@ -40,11 +43,32 @@ class Mean:
 
 
 @dataclass(slots=True)
+class LimitShare:
+    """Outputs as a share of ``max_tokens``, and whether that tells more than their mean: where answers are cut off."""
+
+    share: Mean = field(default_factory=lambda: Mean(1.0))
+    _missed: Mean = field(default_factory=lambda: Mean(0.0))
+    _missed_by_mean: Mean = field(default_factory=lambda: Mean(0.0))
+
+    @property
+    def better(self) -> bool:
+        """Whether it was nearer to the truth than the mean was."""
+        return self.share.count >= _PRIOR_JOBS and self._missed.value < self._missed_by_mean.value
+
+    def observe(self, output_tokens: int, max_tokens: int, by_mean: float) -> None:
+        """A job ended of which the mean output said ``by_mean``."""
+        self._missed.observe(abs(self.share.value * max_tokens - output_tokens))
+        self._missed_by_mean.observe(abs(by_mean - output_tokens))
+        self.share.observe(output_tokens / max_tokens)
+
+
+@dataclass(slots=True)
 class LengthModel:
     """Prompt tokens from the body's size; output tokens from what jobs like it produced so far.
 
     Like it are, in this order: the jobs of its batch with bodies of about its size and its ``max_tokens``, those of its
-    batch, those of the pool. A group that has seen little leans on the one above it.
+    batch, those of the pool. A group that has seen little leans on the one above it. Where outputs keep to a share of
+    ``max_tokens`` better than to a mean, it is that share.
 
     Attributes:
         tokens_per_byte: prompt tokens a byte of request body.
@@ -54,10 +78,11 @@ class LengthModel:
 
     tokens_per_byte: Mean = field(default_factory=lambda: Mean(_FIRST_TOKENS_PER_BYTE))
     output_tokens: Mean = field(default_factory=lambda: Mean(_FIRST_OUTPUT_TOKENS))
-    _groups: OrderedDict[_Group, Mean] = field(default_factory=OrderedDict["_Group", Mean])
+    _groups: OrderedDict[_Group, Mean] = field(default_factory=OrderedDict[_Group, Mean])
+    _limits: OrderedDict[_Group, LimitShare] = field(default_factory=OrderedDict[_Group, LimitShare])
     _missed: Mean = field(default_factory=lambda: Mean(0.0))
-    _used: dict[_Group, float] = field(default_factory=dict["_Group", float])  # means that predictions in use rest on
-    _expected: dict[_Group, float] = field(default_factory=dict["_Group", float])  # outputs, until one more is seen
+    _used: dict[_Group, float] = field(default_factory=dict[_Group, float])  # means that predictions in use rest on
+    _expected: dict[_Group, float] = field(default_factory=dict[_Group, float])  # outputs, until one more is seen
 
     def predict(self, job: WaitingJob) -> tuple[int, int]:
         """Prompt and output tokens of a job; the output is never above its ``max_tokens``."""
@@ -66,8 +91,12 @@ class LengthModel:
         expected = self._expected.get(group)
         if expected is None:
             expected = self._expected[group] = self._output(group)
-        output = max(1, round(expected))
-        return prompt, min(output, job.max_tokens) if job.max_tokens else output
+        if not job.max_tokens:
+            return prompt, max(1, round(expected))
+        limit = self._limits.get(group)
+        if limit is not None and limit.better:
+            expected = min(limit.share.value * min(job.max_tokens, _MOST_OUTPUT_TOKENS), _MOST_OUTPUT_TOKENS)
+        return prompt, min(max(1, round(expected)), job.max_tokens)
 
     def observe(self, job: InFlight, prompt_tokens: int, output_tokens: int) -> bool:
         """Learn from a job that ended, and its true lengths in tokens (0 where it failed).
@@ -82,6 +111,8 @@ class LengthModel:
         batch = job.job_id.rpartition(".")[0]
         group = _group(batch, job.body_bytes, job.max_tokens)
         before = self._output(group)
+        if job.max_tokens:
+            self._limit(group).observe(output_tokens, job.max_tokens, min(before, job.max_tokens))
         self._expected.clear()
         self.output_tokens.observe(output_tokens)
         for name in (_all_of(batch), group):
@@ -110,15 +141,20 @@ class LengthModel:
         self._groups.move_to_end(name)
         return mean
 
+    def _limit(self, group: _Group) -> LimitShare:
+        limit = self._limits.get(group)
+        if limit is None:
+            limit = self._limits[group] = LimitShare()
+            while len(self._limits) > _GROUPS:
+                self._limits.popitem(last=False)
+        return limit
+
     def _moved(self, group: _Group, before: float, expected: float) -> bool:
         used = self._used.setdefault(group, before)
         if abs(expected - used) <= _MOVED * used:
             return False
         self._used[group] = expected
         return True
-
-
-_Group = tuple[str, int, int]
 
 
 def _group(batch: str, body_bytes: int, max_tokens: int) -> _Group:

@@ -123,6 +123,11 @@ class DeviceKind:
     backlog: Work = NO_WORK
     backlog_steps: float = 0.0
 
+    @property
+    def most_tokens(self) -> int:
+        """Prompt and output tokens of the longest job that runs there."""
+        return min(self.profile.kv_tokens, self.context_tokens)
+
     def can_hold(self, tokens: int) -> bool:
         """Whether a job that ends with so many tokens runs there at all."""
-        return tokens <= min(self.profile.kv_tokens, self.context_tokens)
+        return tokens <= self.profile.kv_tokens and tokens <= self.context_tokens

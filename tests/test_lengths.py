@@ -87,6 +87,21 @@ class TestLearning:
         assert prompt == pytest.approx(800, rel=0.02)
         assert output == pytest.approx(600, rel=0.05)
 
+    def test_where_answers_are_cut_off_each_is_known_by_its_own_limit(self) -> None:
+        model, rng = LengthModel(), random.Random(3)
+        for i in range(100):
+            limit = rng.randrange(16, 64)
+            ended(model, job(i, body_bytes=400, max_tokens=limit), 100, limit)
+        assert [output_of(model, job(0, body_bytes=400, max_tokens=n)) for n in (18, 30, 40, 60)] == [18, 30, 40, 60]
+
+    def test_where_answers_end_by_themselves_limits_say_nothing(self) -> None:
+        model, rng = LengthModel(), random.Random(3)
+        for i in range(300):
+            limit = rng.randrange(512, 1024)
+            ended(model, job(i, body_bytes=400, max_tokens=limit), 100, round(rng.gauss(200, 20)))
+        assert output_of(model, job(0, body_bytes=400, max_tokens=520)) == pytest.approx(200, rel=0.1)
+        assert output_of(model, job(0, body_bytes=400, max_tokens=1000)) == pytest.approx(200, rel=0.1)
+
     def test_it_follows_when_answers_become_longer(self) -> None:
         model = LengthModel()
         for i in range(1600):

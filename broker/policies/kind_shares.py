@@ -22,6 +22,7 @@ class KindShares:
         steps: decode steps of a job of each class, those of other kinds, too.
         steps_left: steps that each of its devices makes by the plan.
         efficiency: how well each class suits it: 1 where no kind does it at a lower price.
+        most_tokens: prompt and output tokens of the longest job that it holds.
     """
 
     jobs: dict[ClassKey, float]
@@ -29,6 +30,7 @@ class KindShares:
     steps: dict[ClassKey, float]
     steps_left: float
     efficiency: dict[ClassKey, float]
+    most_tokens: int
     _order: list[tuple[float, ClassKey]] = field(default_factory=list[tuple[float, ClassKey]])
     _absent: list[ClassKey] = field(default_factory=list[ClassKey])  # none of them waited lately
     _by_efficiency: tuple[list[ClassKey], list[ClassKey]] = field(default_factory=lambda: ([], []))

@@ -132,12 +132,12 @@ class Shares:
         kind, work = offer.kind, self._work.get(key)
         return kind.profile.own_seconds(work) * kind.slowdown if kind is not None and work is not None else 0.0
 
-    def suits(self, offer: Offer, tokens: int) -> bool:
-        """Whether the device may be given a job of that size: it can hold it, or no device can.
+    def suits(self, shares: KindShares | None, tokens: int) -> bool:
+        """Whether a device of that kind may be given a job of that size: it can hold it, or no device can.
 
         What no device can hold goes anywhere, for the engine to refuse: predictions may be wrong.
         """
-        return offer.kind is None or offer.kind.can_hold(tokens) or tokens > self._largest
+        return shares is None or tokens <= shares.most_tokens or tokens > self._largest
 
     def took(self, offer: Offer, shares: KindShares | None, key: ClassKey) -> None:
         """A device took a job of that class."""
@@ -189,7 +189,7 @@ class Shares:
         ]
         plan, late = plan_in_time(classes, fleet) if turn.whole else (solve(classes, fleet), None)
         self.seconds, self._solved_at, self._taken = plan.seconds, turn.now, 0
-        self._largest = max((min(kind.profile.kv_tokens, kind.context_tokens) for kind in kinds), default=0)
+        self._largest = max((kind.most_tokens for kind in kinds), default=0)
         self._work = {key: c.work for key, c in zip(keys, classes, strict=True)}
         self._unplaced = frozenset(keys[c] for c in plan.unplaced)
         worth = [plan.seconds_of(fleet, c.work, c.longest) for c in classes]
@@ -204,7 +204,8 @@ class Shares:
                 else 0.0
                 for c, key in enumerate(keys)
             }
-            self._kinds[kind] = KindShares(jobs, served, steps, float(plan.steps[k]) / self._fleet[kind], efficiency)
+            steps_left = float(plan.steps[k]) / self._fleet[kind]
+            self._kinds[kind] = KindShares(jobs, served, steps, steps_left, efficiency, kind.most_tokens)
 
 
 def _count(turn: Round) -> dict[ClassKey, int]:

@@ -102,7 +102,7 @@ class _Pull:
             candidate, cached = self._pick(offer, key)
             if candidate is None:
                 continue  # gone now
-            if self._shares.suits(offer, candidate.prompt_tokens + candidate.output_tokens):
+            if self._shares.suits(shares, candidate.prompt_tokens + candidate.output_tokens):
                 break
             gone = {*gone, key}  # its next job is longer than those that the plan was made for
         if not offer.fits(candidate):

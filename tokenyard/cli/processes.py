@@ -20,6 +20,7 @@ from tokenyard.cli.engine_options import with_engine_options
 from tokenyard.cli.runtime import PoolName, RedisUrl, err, log_to_stderr, redis_url_of, run, settings_of
 from tokenyard.embedded_server import EmbeddedServer
 from tokenyard.engine_choice import EngineChoice
+from tokenyard.garbage import collect_rarely
 from tokenyard.worker_process import run_worker
 
 
@@ -44,6 +45,7 @@ def scheduler(
 
 
 async def _schedule(settings: Settings, pools: list[str]) -> None:
+    collect_rarely()
     make_policy(settings.policy)  # an unknown one is refused now, not when the first pool comes
     async with connected(redis_url_of(settings)) as client:
         owner = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(2)}"

@@ -88,6 +88,7 @@ async def _simulate(
     where: ClusterChoice, what: RequestChoice, setting: Setting, settings: Settings, plot: Path | None, machine: bool
 ) -> None:
     from planner.what_if import parse_devices
+    from tokenyard.garbage import collect_rarely
     from tokenyard.simulation import check, generator, scenes, simulate
     from tokenyard.simulation_choice import find_cluster, find_requests
     from tokenyard.views.timeline import check_path
@@ -103,6 +104,7 @@ async def _simulate(
         _say(f"{source.left_out:,} lines are no request and are left out; the first: {source.problem}")
     if left_out:
         _say(f"{left_out:,} requests fit no device and are left out")
+    collect_rarely()
     runs = [[simulate(scene, policy, setting, _say) for scene in found] for policy in setting.policies]
     if machine:
         _print_json(cluster.name, setting, where.what_if, runs)
