@@ -32,8 +32,12 @@ def own_seconds(offer: Offer, prompt_tokens: float, output_tokens: float) -> flo
     return offer.kind.profile.own_seconds(work_of(prompt_tokens, output_tokens)) * offer.kind.slowdown
 
 
-def predicted_seconds(offer: Offer, prompt_tokens: float, output_tokens: float) -> float:
-    """Time from dispatch to result, with the device as full as it is now and this job added; 0 where not known."""
+def predicted_seconds(offer: Offer, prompt_tokens: float, output_tokens: float, *, others_follow: bool = False) -> float:
+    """Time from dispatch to result, with the device as full as it is now and this job added; 0 where not known.
+
+    Where ``others_follow``, each seat is taken again while the job runs, and the prompts of those that come are computed
+    in between; they are taken to be as long as its own.
+    """
     kind = offer.kind
     if kind is None:
         return 0.0
@@ -44,4 +48,5 @@ def predicted_seconds(offer: Offer, prompt_tokens: float, output_tokens: float) 
     context = offer.outstanding_tokens + prompt_tokens + output_tokens / 2
     step = p.decode_step_seconds(running, context if context < p.kv_tokens else p.kv_tokens)
     steps = output_tokens - 1 if output_tokens > 1 else 0
-    return kind.slowdown * (p.prefill_seconds(prompt_tokens) + (queued + steps) * step)
+    prefills = 1 + running if others_follow else 1
+    return kind.slowdown * (prefills * p.prefill_seconds(prompt_tokens) + (queued + steps) * step)

@@ -110,7 +110,8 @@ class _Pull:
             return None
         self._shares.took(offer, shares, key)
         self._taken.add(candidate.job.job_id)
-        seconds = predicted_seconds(offer, candidate.prompt_tokens - cached, candidate.output_tokens)
+        prompt_tokens = candidate.prompt_tokens - cached
+        seconds = predicted_seconds(offer, prompt_tokens, candidate.output_tokens, others_follow=True)
         return offer.put(candidate, seconds, "prefix" if cached else reason)
 
     def _pick(self, offer: Offer, key: ClassKey) -> tuple[Candidate | None, int]:
