@@ -179,16 +179,19 @@ class Device:
 
     def bind(self, job: InFlight) -> None:
         """Count a job as dispatched to this device."""
-        if job.job_id not in self.in_flight:
-            if not job.step:  # read back from its device queue: when it began is not known, its lengths are not checked
-                prompt, output = (min(max(n, 0), _MOST_TOKENS) for n in (job.prompt_tokens, job.output_tokens))
-                job = structs.replace(job, prompt_tokens=prompt, output_tokens=output, step=self.calendar.step)
-            self.in_flight[job.job_id] = job
-            self.tokens_in_flight += job.tokens
-            self.changed.add(self.name)
-            self.backlog.add(job.step, job.prompt_tokens - job.cached_tokens, job.output_tokens)
-            self.calendar.add(job.step, job.prompt_tokens, job.output_tokens, guessed=job.guessed)
-            self._guessed += job.guessed
+        job_id = job.job_id
+        if job_id in self.in_flight:
+            return
+        if not job.step:  # read back from its device queue: when it began is not known, its lengths are not checked
+            prompt, output = (min(max(n, 0), _MOST_TOKENS) for n in (job.prompt_tokens, job.output_tokens))
+            job = structs.replace(job, prompt_tokens=prompt, output_tokens=output, step=self.calendar.step)
+        step, prompt, output = job.step, job.prompt_tokens, job.output_tokens
+        self.in_flight[job_id] = job
+        self.tokens_in_flight += prompt + output // 2
+        self.changed.add(self.name)
+        self.backlog.add(step, prompt - job.cached_tokens, output)
+        self.calendar.add(step, prompt, output, guessed=job.guessed)
+        self._guessed += job.guessed
 
     def unbind(self, job_id: str, computed_tokens: float | None = None) -> InFlight | None:
         """Count a job as gone, of whose prompt so many tokens were computed; None where it was not known here."""

@@ -40,13 +40,14 @@ EDGES = np.arange(1, _BINS + 1, dtype=float) * BIN_STEPS
 class KvCalendar:
     """Tokens held in each bin, from the present one on."""
 
-    __slots__ = ("_at", "_bins", "_first", "_guesses", "_held", "_last", "_total", "excess", "scale", "step")
+    __slots__ = ("_at", "_bins", "_first", "_guesses", "_held", "_last", "_next", "_total", "excess", "scale", "step")
 
     def __init__(self) -> None:
         self.step = 0.0
         self.excess = 0.0  # tokens that the engine holds now beyond what we count: jobs that outlast their prediction
         self.scale = 1.0  # what it holds now over what we expected of guessed jobs
         self._first = 0  # number of the present bin
+        self._next = float(BIN_STEPS)  # step at which the next one begins
         self._at = 0  # where that is in memory
         self._bins = np.zeros(_RING)
         self._held = 0  # jobs counted
@@ -59,10 +60,11 @@ class KvCalendar:
         if step <= self.step:
             return
         self.step = step
-        passed = int(step // BIN_STEPS) - self._first
-        if passed <= 0:
+        if step < self._next:
             return
+        passed = int(step // BIN_STEPS) - self._first
         self._first += passed
+        self._next = float((self._first + 1) * BIN_STEPS)
         self._at += passed
         if self._at + _BINS > _RING:
             self._to_front(min(self._at, _RING))
@@ -81,17 +83,31 @@ class KvCalendar:
         self._held += sign
         if guessed:
             self._guesses += sign
-        held = self.held(start, prompt_tokens, output_tokens, guessed=guessed)
-        bins = len(held)
-        if not bins:
+        if guessed or start >= self._next:
+            self._count(self.held(start, prompt_tokens, output_tokens, guessed=guessed), sign)
             return
-        if self._first + bins > self._last:
-            self._last = self._first + bins - 1
-        counted = self._bins[self._at : self._at + bins]
+        bins = self.bins(start, output_tokens)
+        if bins > 0:
+            counted = self._reached(bins)
+            if sign > 0:
+                counted += EDGES[:bins]
+                counted += prompt_tokens + (self._next - BIN_STEPS - start)
+            else:
+                counted -= EDGES[:bins]
+                counted -= prompt_tokens + (self._next - BIN_STEPS - start)
+
+    def _count(self, held: Array, sign: int) -> None:
+        counted = self._reached(len(held))
         if sign > 0:
             counted += held
         else:
             counted -= held
+
+    def _reached(self, bins: int) -> Array:
+        """So many bins, to be written to."""
+        if self._first + bins > self._last:
+            self._last = self._first + bins - 1
+        return self._bins[self._at : self._at + bins]
 
     def bins(self, start: float, output_tokens: float) -> int:
         """Bins from the present one to that in which such a job ends; 0 or less where it is over."""
@@ -156,7 +172,7 @@ class KvCalendar:
     @property
     def origin(self) -> float:
         """Step at which the present bin begins."""
-        return float(self._first * BIN_STEPS)
+        return self._next - BIN_STEPS
 
     @property
     def steps_left(self) -> float:

@@ -6,11 +6,14 @@ import numpy as np
 
 from broker.kv_calendar import BIN_STEPS, EDGES, Array, KvCalendar
 
+#: After fewer jobs than these the peaks are not reckoned anew for one that may or may not fit: it waits for the next look.
+_FEW = 4
+
 
 class KvRoom:
     """A look at a calendar, with the jobs that were put in since; the calendar itself does not change."""
 
-    __slots__ = ("_bound", "_calendar", "_least", "_peaks", "_put", "_sure", "_tall")
+    __slots__ = ("_bound", "_calendar", "_least", "_peaks", "_put", "_tall", "sure")
 
     def __init__(self, calendar: KvCalendar, bound: float) -> None:
         """Look.
@@ -20,7 +23,8 @@ class KvRoom:
             bound: KV tokens that jobs may hold at any time to come.
         """
         self._calendar, self._bound = calendar, bound
-        self._sure = calendar.surely_free(bound)
+        #: Tokens that fit whatever the others do: as if all jobs ended at the same time.
+        self.sure = calendar.surely_free(bound)
         self._tall: Array | None = None  # tokens held in each bin, plus the step at which the bin ends
         self._peaks: Array | None = None  # the most of these up to each bin
         self._least: float | None = None
@@ -28,21 +32,19 @@ class KvRoom:
 
     def fits(self, prompt_tokens: int, output_tokens: int, start: float) -> bool:
         """Whether memory holds these and one more, whose prefill ends at step ``start``, at every step to come."""
-        if prompt_tokens + output_tokens <= self._sure:
-            return True
         bins = self._calendar.bins(start, output_tokens)
         # The job grows a token a step: in each bin it holds its prompt and the steps since its start.
         most = self._bound - (prompt_tokens - start)
         if self._put and self._peaks is not None:
             least, highest = self._between(self._peaks, bins)
-            if least > most or highest <= most:
+            if least > most or highest <= most or len(self._put) <= _FEW:
                 return highest <= most
         return bool(self._highest(bins)[bins - 1] <= most)
 
     def put(self, prompt_tokens: int, output_tokens: int, start: float) -> None:
         """Use up the room of one job."""
         tokens = prompt_tokens + output_tokens
-        self._sure -= tokens
+        self.sure -= tokens
         if self._least is not None:
             self._least -= tokens
         self._put.append((prompt_tokens, output_tokens, start))

@@ -92,7 +92,8 @@ class Window:
 
     def remove(self, job: WaitingJob) -> None:
         """Take a job out."""
-        self._line(job).pop(job.job_id)
+        line = self.lines.get(job.priority) or self._line(job)
+        line.pop(job.job_id)
 
     def of_batch(self, batch_id: str) -> list[WaitingJob]:
         """The jobs of one batch."""

@@ -98,9 +98,12 @@ class Offer:
             return False
         if self.outstanding == 0 or self.calendar is None:
             return True
-        prompt_tokens, output_tokens = candidate.prompt_tokens, candidate.output_tokens
+        _, prompt_tokens, output_tokens, *_ = candidate
+        room = self._room or self._kv_room(self.calendar)
+        if prompt_tokens + output_tokens <= room.sure:
+            return True
         start = self.calendar.start(self.queued_tokens + prompt_tokens, self.max_batched_tokens)
-        return self._kv_room(self.calendar).fits(prompt_tokens, output_tokens, start)
+        return room.fits(prompt_tokens, output_tokens, start)
 
     def put(self, candidate: Candidate, predicted_s: float = 0.0, reason: str = "") -> Placement:
         """Use up the room of one job."""

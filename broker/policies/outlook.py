@@ -32,7 +32,9 @@ def own_seconds(offer: Offer, prompt_tokens: float, output_tokens: float) -> flo
     return offer.kind.profile.own_seconds(work_of(prompt_tokens, output_tokens)) * offer.kind.slowdown
 
 
-def predicted_seconds(offer: Offer, prompt_tokens: float, output_tokens: float, *, others_follow: bool = False) -> float:
+def predicted_seconds(
+    offer: Offer, prompt_tokens: float, output_tokens: float, *, others_follow: bool = False
+) -> float:
     """Time from dispatch to result, with the device as full as it is now and this job added; 0 where not known.
 
     Where ``others_follow``, each seat is taken again while the job runs, and the prompts of those that come are computed
