@@ -1,4 +1,4 @@
-"""What a scheduling decision costs, by number of devices: the live placer in a simulated, saturated cluster.
+"""What a scheduling decision costs, by number of devices: the live placer in a saturated cluster of simulated devices.
 
 Time is CPU time inside ``Placer``, a job that it places, while every device is full and a backlog waits; the linear
 program is timed by itself, with devices grouped by kind, with kinds that drifted apart, and with no two alike.
@@ -17,6 +17,7 @@ from unittest.mock import patch
 
 import numpy as np
 
+from benchmarks.clockwork import Clockwork
 from benchmarks.cluster import BenchmarkError
 from benchmarks.placing.bound import length_classes
 from benchmarks.placing.devices import Cluster
@@ -29,7 +30,7 @@ from broker.placement import Placer
 from broker.policies import make_policy
 from broker.policies.shares import Shares
 from broker.throughput import DeviceKind, Profile
-from planner.simulate import KnownLengths, Requests, SimulatedDevice, Simulation
+from planner.simulate import KnownLengths, Requests, SimulatedDevice
 from tokenyard.garbage import collect_rarely
 
 #: Six unequal devices: an accelerator with an 8B model (about an A100), and others by speed and KV memory.
@@ -40,6 +41,7 @@ _BATCHED_TOKENS = 8192
 _WARM_UP = 1.5
 _TIMED_A_DEVICE, _TIMED_LEAST = 40, 8000
 _WINDOW_JOBS = 4096
+_ROUND_TRIP_S = 0.02
 _LONGEST_PROMPT = 8000
 #: Length classes as the policy files them, and how far apart slowdowns are.
 _CLASS_WIDTH = 1.5
@@ -128,26 +130,16 @@ def _measure(devices: int, policy: str, seed: int) -> Row:
     }
 
 
-class _Enough(Exception):  # noqa: N818 - not an error: all that is to be timed has been
-    pass
-
-
 def _run(meter: Meter, devices: Sequence[SimulatedDevice], lengths: Lengths, policy: str, seed: int) -> None:
-    """Simulate until all that is to be timed is placed."""
-    requests = Requests(np.zeros(len(lengths)), lengths[:, 0], lengths[:, 1])
-    simulation = Simulation(
-        requests,
-        devices,
-        make_policy(policy),
-        random.Random(seed),
-        lengths=KnownLengths(requests),
-        window_jobs=_WINDOW_JOBS,
-    )
+    """Go on until all that is to be timed is placed."""
+    rng = random.Random(seed)
+    known = KnownLengths(Requests(np.zeros(len(lengths)), lengths[:, 0], lengths[:, 1]))
+    placer = Placer(make_policy(policy), rng, _ROUND_TRIP_S, lengths=known, whole=False)
+    cluster = Clockwork(placer, lengths, _WINDOW_JOBS)
+    cluster.add_devices(devices)
     with _timed_placer(meter):
-        try:
-            simulation.run()
-        except _Enough:
-            return
+        while meter.placed < meter.last:
+            cluster.round()
 
 
 @contextmanager
@@ -155,14 +147,8 @@ def _timed_placer(meter: Meter) -> Generator[None]:
     with ExitStack() as stack:
         for name, (owner, method) in _METHODS.items():
             wrapped = meter.wrap(name, getattr(owner, method))
-            stack.enter_context(patch.object(owner, method, lambda *args, call=wrapped: _until(meter, call, args)))
+            stack.enter_context(patch.object(owner, method, lambda *args, call=wrapped: call(*args)))
         yield
-
-
-def _until(meter: Meter, call: Callable[..., Any], args: tuple[Any, ...]) -> Any:
-    if meter.placed >= meter.last:
-        raise _Enough
-    return call(*args)
 
 
 def kinds_of(devices: int) -> list[DeviceKind]:

@@ -56,6 +56,11 @@ class Backlog:
         """Prompt tokens that are not computed yet."""
         return max(0.0, min(self._sent - self._computed, self._prompt))
 
+    @property
+    def mean_prompt(self) -> float:
+        """Tokens of a prompt, each weighed by its tokens; 0 where there is none."""
+        return self._squared / self._prompt if self._prompt > 0 else 0.0
+
     def left(self, step: float) -> Work:
         """What is left of the work at that step."""
         prompt = self.prompt_left

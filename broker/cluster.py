@@ -224,7 +224,7 @@ class Device:
         self.backlog.computed(max(0, heartbeat.prompt_tokens_total - before.prompt_tokens_total))
         self._learn_rate(max(0.0, heartbeat.seen - before.seen))
         if self.kind is not None and heartbeat.seen > before.seen:
-            self.drift.observe(self.kind, before, heartbeat)
+            self.drift.observe(self.kind, before, heartbeat, self.backlog.mean_prompt)
             if self.kind.slowdown != self.drift.calm:
                 self.kind = replace(self.kind, slowdown=self.drift.calm)
 

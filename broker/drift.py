@@ -60,11 +60,14 @@ class Done(NamedTuple):
     steps: float
 
 
-def work_between(kind: DeviceKind, before: Account, after: Account) -> Done | None:
+def work_between(kind: DeviceKind, before: Account, after: Account, mean_prompt: float = 0.0) -> Done | None:
     """What a device did between two heartbeats; None where that says nothing about its speed.
 
     The batch is taken as constant in between: its mean number of requests, and mean context held. So nothing is said
     where it grew or shrank much, nor where the device may have idled.
+
+    ``mean_prompt`` is that of the prompts, each weighed by its tokens: attention in the prefill grows with it (0: not
+    known, about the context held by a request).
     """
     elapsed = after.seen - before.seen
     prompt = after.prompt_tokens_total - before.prompt_tokens_total
@@ -79,7 +82,7 @@ def work_between(kind: DeviceKind, before: Account, after: Account) -> Done | No
     steps = float(after.steps_total - before.steps_total)
     if not after.steps_total:
         steps = max(output / running, (prompt + output) / kind.max_batched_tokens)
-    work = Work(prompt, prompt * context, output, output * context, prompt + output)
+    work = Work(prompt, prompt * (mean_prompt or context), output, output * context, prompt + output)
     return Done(elapsed, kind.profile.own_seconds(work) + kind.profile.decode_d * max(steps, 0.0), steps)
 
 
@@ -91,9 +94,9 @@ class Drift:
     calm: float = 1.0
     _seen: deque[Done] = field(default_factory=lambda: deque[Done](maxlen=_LOOKS))
 
-    def observe(self, kind: DeviceKind, before: Account, after: Account) -> None:
-        """Learn from two heartbeats in succession."""
-        done = work_between(kind, before, after)
+    def observe(self, kind: DeviceKind, before: Account, after: Account, mean_prompt: float = 0.0) -> None:
+        """Learn from two heartbeats in succession; see ``work_between``."""
+        done = work_between(kind, before, after, mean_prompt)
         if done is None:
             self._seen.clear()
             return

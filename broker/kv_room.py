@@ -6,7 +6,7 @@ import numpy as np
 
 from broker.kv_calendar import BIN_STEPS, EDGES, Array, KvCalendar
 
-#: After fewer jobs than these the peaks are not reckoned anew for one that may or may not fit: it waits for the next look.
+#: After no more jobs than these the peaks are not reckoned anew for one that may or may not fit: it waits for a look.
 _FEW = 4
 
 

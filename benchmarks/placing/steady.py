@@ -100,7 +100,7 @@ def run_seconds(lengths: Lengths, cluster: Cluster, least: float) -> float:
 
 def jobs_held(lengths: Lengths, cluster: Cluster) -> float:
     """How many jobs of that mix a cluster runs at once."""
-    return sum(kind.count * _held(kind, mean_context(lengths)) for kind in cluster.fleet)
+    return sum(kind.count * held_by(kind, mean_context(lengths)) for kind in cluster.fleet)
 
 
 def mean_context(lengths: Lengths) -> float:
@@ -110,11 +110,12 @@ def mean_context(lengths: Lengths) -> float:
 
 def full_step_seconds(kind: DeviceKind, context_tokens: float) -> float:
     """A decode step with as many requests of that mean context as the device holds."""
-    running = _held(kind, context_tokens)
+    running = held_by(kind, context_tokens)
     return kind.slowdown * kind.profile.decode_step_seconds(running, running * context_tokens)
 
 
-def _held(kind: DeviceKind, context_tokens: float) -> float:
+def held_by(kind: DeviceKind, context_tokens: float) -> float:
+    """Requests of that mean context that a device runs at once."""
     return max(1.0, min(kind.profile.seats, kind.profile.kv_tokens / context_tokens))
 
 

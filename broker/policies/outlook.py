@@ -37,8 +37,8 @@ def predicted_seconds(
 ) -> float:
     """Time from dispatch to result, with the device as full as it is now and this job added; 0 where not known.
 
-    Where ``others_follow``, each seat is taken again while the job runs, and the prompts of those that come are computed
-    in between; they are taken to be as long as its own.
+    Where ``others_follow``, each seat is taken again while the job runs, and the prompts of those that come are
+    computed in between; they are taken to be as long as its own.
     """
     kind = offer.kind
     if kind is None:
