@@ -10,7 +10,7 @@ from cluster_fixtures import heartbeat
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
-from placing import PROFILE, FixedLengths, beat, candidate, device, job, placements, placer_of, slower, window_of
+from placing import PROFILE, FixedLengths, beat, busy, candidate, device, job, placements, placer_of, slower, window_of
 
 from broker import placement
 from broker.admission import offer_of, renew_offer
@@ -260,6 +260,22 @@ class TestManyDevices:
         looked_at.clear()
         placer.decide(3.0)
         assert looked_at == ["d0700"]
+
+    @pytest.mark.parametrize(("many_wait", "looks"), [(True, [3, 2, 2, 2]), (False, [1] * 9)])
+    def test_a_large_batch_is_looked_at_when_some_of_it_has_ended(self, many_wait: bool, looks: list[int]) -> None:
+        one = busy(device("a", slower(PROFILE, 1.0, seats=256, kv_tokens=10**6)), [(10, 20)] * 64)
+        ended, seen = 0, list[int]()
+        renew_offer(offer := offer_of(one, 0.02), one, 0.02, many_wait=many_wait)
+        one.changed.clear()
+        for job_id in list(one.in_flight)[:9]:
+            one.unbind(job_id)
+            ended += 1
+            if one.changed:
+                seen.append(ended)
+                ended = 0
+                renew_offer(offer, one, 0.02, many_wait=many_wait)
+                one.changed.clear()
+        assert seen == looks
 
 
 class TestLateBinding:
