@@ -19,9 +19,9 @@ looks = st.lists(
 @given(looks=looks)
 def test_it_stays_within_bounds(looks: list[tuple[float, float, float, int, int, bool]]) -> None:
     share = KvShare()
-    for *seen, blocked in looks:
+    for elapsed, used, to_come, running, waiting, blocked in looks:
         share.blocked = blocked
-        share.observe(*seen)
+        share.observe(elapsed, used, to_come, running, waiting)
         assert 0.4 <= share.value <= 4.0
         assert not share.blocked
 
