@@ -61,7 +61,7 @@ class TestCancel:
         engine.finish(1)
         await eventually(lambda: cluster.done(batch, 1))
         await cluster.client.cancel(batch)
-        await eventually(lambda: len(engine.aborted) == 5, timeout=2.0)
+        await eventually(lambda: len(engine.aborted) == 5)
         results = await cluster.collect(batch)
         assert sorted(r.error_code for r in results) == [""] + [BATCH_CANCELLED] * 19
         counts = await cluster.client.counts(batch)
