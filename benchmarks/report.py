@@ -79,7 +79,9 @@ def run_benchmark(main: Coroutine[Any, Any, Report], options: argparse.Namespace
         report = asyncio.run(main)
         _print(report)
         if options.json is not None:
-            options.json.write_bytes(orjson.dumps(_as_json(report, options.seed), option=orjson.OPT_INDENT_2) + b"\n")
+            figures = _as_json(report, options.seed)
+            style = orjson.OPT_INDENT_2 | orjson.OPT_SERIALIZE_NUMPY
+            options.json.write_bytes(orjson.dumps(figures, option=style) + b"\n")
     except TokenyardError as error:
         main.close()
         console.print(f"error: {' '.join(str(error).split())}", style="bold red", markup=False, highlight=False)

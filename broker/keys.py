@@ -17,6 +17,12 @@ The keys of one pool share a hash tag, so that a pool lives on one shard of a Re
 ``ty:{pool}:worker:WORKER``            heartbeat TTL
 ``ty:{pool}:workers``                  the pool's lifetime; a member goes with its worker
 ``ty:{pool}:profiles``                 for ever: a measurement outlives what it measured; the next one replaces it
+``ty:{pool}:plan``                     for ever: what should run outlives who planned it; the next plan replaces it
+``ty:{pool}:recent``                   for ever, but bounded in length
+``ty:{pool}:starts``                   a day after a worker of a supervisor last became ready
+``ty:{pool}:looks``                    an hour after the planner's last look
+``ty:{pool}:turn``                     half a minute after its holder last renewed it
+``ty:{pool}:arq``                      until the planner has taken what was asked of it; bounded by who asks
 ``ty:{pool}:events``                   for ever, but bounded in length
 ``ty:{pool}:lease``                    lease TTL
 ``ty:{pool}:epoch``                    for ever: the fencing number must only grow
@@ -101,6 +107,36 @@ class PoolKeys:
     def profiles(self) -> str:
         """Hash of measured profiles: what was measured, in words -> the record as JSON."""
         return f"{self.prefix}profiles"
+
+    @property
+    def plan(self) -> str:
+        """Hash of the pool's plan: its ``version``, and the ``plan`` as JSON."""
+        return f"{self.prefix}plan"
+
+    @property
+    def recent(self) -> str:
+        """Stream of the lengths of jobs that ended: an entry each few seconds, ``JOBS:PROMPT:OUTPUT`` a class."""
+        return f"{self.prefix}recent"
+
+    @property
+    def starts(self) -> str:
+        """Hash of how long workers take to start: host -> seconds."""
+        return f"{self.prefix}starts"
+
+    @property
+    def looks(self) -> str:
+        """What the planner noted at its last look, as JSON."""
+        return f"{self.prefix}looks"
+
+    @property
+    def turn(self) -> str:
+        """The host that may leave its last worker now, to replace it."""
+        return f"{self.prefix}turn"
+
+    @property
+    def arq(self) -> str:
+        """arq's queue of what is asked of the planner; arq's other keys begin with ``arq:`` and expire."""
+        return f"{self.prefix}arq"
 
     @property
     def events(self) -> str:

@@ -19,6 +19,7 @@ from broker.keys import LEVELS
 from broker.placement import Placer
 from broker.policies import make_policy
 from broker.policies.base import Placement
+from broker.recent_mix import MixTally
 from broker.settings import Settings
 from broker.store.scheduler import SchedulerStore
 
@@ -32,6 +33,8 @@ _LOOK_S = 1.0
 _DOUBTS = 3
 #: How often to look whether the end of the work can be brought nearer (seconds).
 _FINISH_S = 0.25
+#: The lengths of ended jobs are kept for the planner this often (seconds).
+_NOTE_S = 5.0
 #: Batches of which we remember whether they are cancelled; what is forgotten is looked up again.
 _BATCHES_KEPT = 10_000
 
@@ -83,6 +86,7 @@ class _Leadership:
         self._since = 0.0  # start of this term, on Redis' clock
         self._unreadable: set[str] = set()
         self._more: set[str] = set()  # levels of which more waits than the window holds
+        self._recent = MixTally()
         self._recalled: dict[str, set[str]] = {}  # worker -> jobs that we took back: their event is yet to come
 
     async def run(self) -> None:
@@ -97,6 +101,7 @@ class _Leadership:
             self._watch_workers(),
             self._dispatch(),
             self._finish_up(),
+            self._note_ended(),
             *(self._read(level, positions[level]) for level in LEVELS),
         )
 
@@ -189,6 +194,7 @@ class _Leadership:
         match event:
             case Completed(worker, jobs):
                 self._placer.completed(worker, jobs, asyncio.get_running_loop().time())
+                self._recent.add(jobs.values())
             case Returned(worker, jobs):
                 ours = self._recalled.get(worker, set())
                 self._placer.forget(worker, [job for job in jobs if job not in ours])
@@ -199,6 +205,12 @@ class _Leadership:
                 self._look.set()
             case BatchCancelled(batch_id):
                 await self._cancel(batch_id)
+
+    async def _note_ended(self) -> None:
+        while True:
+            await asyncio.sleep(_NOTE_S)
+            if mix := self._recent.take():
+                await self._store.note_ended(mix)
 
     async def _cancel(self, batch_id: str) -> None:
         if not await self._store.cancelled([batch_id]):

@@ -29,8 +29,26 @@ _GUARD = (
 class ChildProcess:
     """One ``tokenyard`` process. It does not see the terminal's Ctrl-C, and does not outlive us, however we die."""
 
-    def __init__(self, name: str, arguments: Sequence[str], *, log_dir: Path, environment: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        name: str,
+        arguments: Sequence[str],
+        *,
+        log_dir: Path,
+        environment: Mapping[str, str],
+        keep_open: Sequence[int] = (),
+    ) -> None:
+        """Say what to start.
+
+        Args:
+            name: of the process and its log.
+            arguments: words for ``tokenyard``.
+            log_dir: where its log is.
+            environment: what it has beside ours.
+            keep_open: file descriptors of ours that it, and what it leaves behind, has open as long as it lives.
+        """
         self.name = name
+        self._keep_open = tuple(keep_open)
         self.log_path = log_dir / f"{name}.log"
         self._command = ["sh", "-c", _GUARD, "sh", sys.executable, "-m", "tokenyard", *arguments]
         self._environment = {**os.environ, **environment}
@@ -46,6 +64,7 @@ class ChildProcess:
                 stderr=log,
                 env=self._environment,
                 start_new_session=True,
+                pass_fds=self._keep_open,
             )
 
     @property
@@ -53,6 +72,16 @@ class ChildProcess:
         """Its process id: the shell that starts it becomes it."""
         assert self._process is not None, "start() comes first"
         return self._process.pid
+
+    @property
+    def log_at(self) -> str:
+        """Where its log is."""
+        return str(self.log_path)
+
+    @property
+    def waits_for_room(self) -> bool:
+        """It never waits: it starts at once."""
+        return False
 
     async def wait(self) -> int:
         """Wait for its end; returns its exit code."""

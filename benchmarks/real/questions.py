@@ -29,11 +29,13 @@ class Questions:
         chats: the messages of each.
         max_tokens: most output tokens of each.
         model: name they ask for.
+        whole: every answer is as long as it may be.
     """
 
     chats: tuple[Any, ...]
     max_tokens: tuple[int, ...]
     model: str
+    whole: bool = False
 
     def __len__(self) -> int:
         return len(self.chats)
@@ -69,6 +71,7 @@ class Questions:
             "max_tokens": self.max_tokens[number],
             "temperature": 0,
             "cache_salt": salt,
+            **({"ignore_eos": True} if self.whole else {}),
         }
         line = {"custom_id": str(number), "method": "POST", "url": _URL, "body": body}
         request = parse_line(orjson.dumps(line), line=number + 1, source=salt, max_bytes=_MAX_LINE_BYTES)
@@ -78,7 +81,13 @@ class Questions:
 
 
 def read_questions(
-    data: Path | None, count: int, most_tokens: tuple[int, int], model: str, rng: random.Random
+    data: Path | None,
+    count: int,
+    most_tokens: tuple[int, int],
+    model: str,
+    rng: random.Random,
+    *,
+    whole: bool = False,
 ) -> Questions:
     """Draw questions, and a limit of output tokens for each.
 
@@ -88,6 +97,7 @@ def read_questions(
         most_tokens: smallest and largest limit; they are drawn uniformly from between.
         model: name to ask for.
         rng: draws.
+        whole: no answer ends before its limit.
 
     Raises:
         BenchmarkError: the file cannot be read, or is no batch file of chats.
@@ -96,7 +106,7 @@ def read_questions(
     chats = _chats(source)
     rng.shuffle(chats)
     drawn = [chats[number % len(chats)] for number in range(count)]
-    return Questions(tuple(drawn), tuple(rng.randint(*most_tokens) for _ in drawn), model)
+    return Questions(tuple(drawn), tuple(rng.randint(*most_tokens) for _ in drawn), model, whole)
 
 
 def _chats(source: Path) -> list[Any]:

@@ -21,6 +21,8 @@ from broker.store.monitor import MonitorStore
 log = logging.getLogger(__name__)
 
 _PRIORITIES = frozenset(Priority)
+#: Entries of the recent mix that are kept.
+_RECENT_ENTRIES = 1000
 
 #: A job to be run a second time: job id, worker, prompt and output tokens and seconds to its result, all as predicted.
 Copy = tuple[str, str, int, int, float]
@@ -193,6 +195,15 @@ class SchedulerStore(MonitorStore):
         """
         args = [self.keys.prefix, worker, "epoch", self.epoch, self._ttl, max_attempts, silent_s]
         return int(await self._scripts["remove_worker"](args=args))
+
+    async def note_ended(self, mix: str) -> None:
+        """Keep the lengths of jobs that ended, as ``broker.recent_mix`` counts them, for the planner."""
+        try:
+            await self._redis.xadd(self.keys.recent, {"ended": mix}, maxlen=_RECENT_ENTRIES, approximate=True)
+        except ResponseError as e:  # somebody made it another kind of value: jobs go on without
+            if not str(e).startswith("WRONGTYPE"):
+                raise
+            log.warning("%s is no stream: delete it, and the planner has a history again", self.keys.recent)
 
     async def in_flight(self, worker: str) -> list[InFlight]:
         """What is bound to a worker, read from its device queue: for a scheduler that starts."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import typer
 
 from tokenyard import __version__
-from tokenyard.cli import batches, processes, profile, report, run_batch, simulate
+from tokenyard.cli import batches, plan, planner, processes, profile, ray, report, run_batch, simulate, supervisor
 
 app = typer.Typer(
     name="tokenyard",
@@ -35,6 +35,10 @@ report.add_to(app)
 processes.add_to(app)
 profile.add_to(app)
 simulate.add_to(app)
+plan.add_to(app)
+planner.add_to(app)
+supervisor.add_to(app)
+ray.add_to(app)
 
 
 def main() -> None:

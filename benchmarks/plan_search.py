@@ -1,0 +1,103 @@
+"""How long the search for a plan takes, and what the plan is worth.
+
+Time: 100 machines of eight devices of six kinds, on one core: the best plan and the runner-up. Gain: the plan of a
+mixed
+cluster over the same tensor-parallel degree everywhere, at the best such degree, both run in the simulator while a
+backlog lasts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.placing.lengths import Lengths, default_traces, draw, mixes_of
+from benchmarks.placing.output import add_tables, print_tables
+from benchmarks.planning.uniform import CLUSTERS, machines_of, uniform_row
+from benchmarks.report import Report, Row, at_least, options_parser, run_benchmark
+from planner.configurations import Space
+from planner.estimate import Estimator, Measured
+from planner.layouts import machine_types
+from planner.mix import classes_of
+from planner.model_shape import known_shape
+from planner.search import search
+from tokenyard.simulation_input import read_known
+
+_KINDS = ("H100-SXM-80GB", "A100-SXM4-80GB", "L40S", "RTX-4090", "L4", "T4")
+_MACHINES, _DEVICES = 100, 8
+_MODELS = ("Llama-3.1-8B", "Llama-3.1-70B")
+_REQUESTS = 6000
+#: Lengths where there are no traces: log-normal, of these medians (tokens) and this spread.
+_MEDIANS, _SPREAD, _MOST = (1000, 150), 0.9, 8000
+
+
+async def main(options: argparse.Namespace, tables: dict[str, Sequence[Row]]) -> Report:
+    """Time the search, then simulate. The report holds the gain; the times are printed beside it."""
+    known = [Measured.of_known(k) for k in read_known([options.data / "profiles"])] if options.data else []
+    lengths = _lengths(options.data, options.seed, "all", _REQUESTS)
+    times = [_timed(model, known, lengths) for model in _MODELS]
+    title = f"{_MACHINES} machines of {_DEVICES} devices: best plan and runner-up"
+    tables[title] = times
+    print_tables(tables)
+    jobs = _lengths(options.data, options.seed, "code+conv+sharegpt", options.jobs)
+    gains = [uniform_row(cluster, known, jobs, options.seed) for cluster in CLUSTERS]
+    summary = {
+        "seconds_100x8": max(float(row["seconds"] or 0) for row in times),
+        "gain_over_uniform": min(float(row["gain"] or 0) for row in gains),
+    }
+    notes = (
+        "profiles: "
+        + ("measured, other degrees predicted" if known else "rough, from public specifications (no --data)"),
+        "gain: requests a second of the plan over those of the best single degree, less 1, both simulated; "
+        "gain_over_uniform is the least of the column",
+    )
+    return Report("The plan against one degree everywhere (simulated)", gains, summary, notes=notes)
+
+
+def _timed(model: str, known: Sequence[Measured], lengths: Lengths) -> Row:
+    shape = known_shape(model)
+    assert shape is not None
+    machines = machines_of([(_KINDS[i % len(_KINDS)], _DEVICES) for i in range(_MACHINES)])
+    begun = time.monotonic()
+    classes = classes_of(lengths[:, 0], lengths[:, 1])
+    space = Space(shape, (shape.dtype,))
+    types = machine_types(machines, space, Estimator(shape, known), classes)
+    result = search(types, classes)
+    seconds = time.monotonic() - begun
+    return {
+        "model": model,
+        "classes": len(classes),
+        "layouts": sum(len(machines.all_layouts) for machines in types),
+        "after dominance": sum(len(machines.layouts) for machines in types),
+        "seconds": seconds,
+        "tokens per s": result.best.tokens_per_s,
+        "runner-up": (result.runner_up.tokens_per_s / result.best.tokens_per_s) if result.runner_up else None,
+        "gap": result.best.gap,
+    }
+
+
+def _lengths(data: Path | None, seed: int, mix: str, count: int) -> Lengths:
+    if data is None:
+        drawn = np.exp(np.random.default_rng(seed).normal(np.log(_MEDIANS), _SPREAD, size=(count, 2)))
+        return np.clip(drawn, 1, _MOST).astype(np.int64)
+    traces = {file.name: file.read() for file in default_traces(data)}
+    return draw(traces, next(m for m in mixes_of(list(traces)) if m.name == mix), count, 10**9, seed)[0]
+
+
+def _options() -> argparse.Namespace:
+    parser = options_parser("plan_search", __doc__ or "")
+    parser.add_argument("--data", type=Path, help="folder with profiles/ and traces/; without it, specifications")
+    parser.add_argument("--jobs", type=at_least(100), default=12_000, help="requests that each cluster is given")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    chosen = _options()
+    more: dict[str, Sequence[Row]] = {}
+    run_benchmark(main(chosen, more), chosen)
+    if chosen.json is not None:
+        add_tables(chosen.json, more)

@@ -1,0 +1,116 @@
+"""Real engines on this machine's cores: profiled, and measured while each works off a backlog of its own."""
+
+from __future__ import annotations
+
+import argparse
+import random
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from benchmarks.cluster import BenchmarkError
+from benchmarks.planning.cpu_truth import (
+    Candidate,
+    candidates,
+    measured_engine,
+    predicted,
+    rows_of,
+    shown,
+    summary_of,
+)
+from benchmarks.real.ceiling import measure_ceiling
+from benchmarks.real.processes import MODEL, RealCluster, real_cluster
+from benchmarks.real.questions import Questions, read_questions
+from benchmarks.report import Report, note, server_name
+from broker.fluid import LengthClass
+from planner.estimate import Estimator, Measured
+from planner.mix import classes_of
+from tokenyard.demo_model import DEMO_MODEL_NAMES, prepare_demo_model
+from tokenyard.local_cluster import usable_cores
+from tokenyard.model_config import read_model
+from tokenyard.paths import model_cache
+from tokenyard.profile_file import read_profile_file
+
+_QUESTIONS, _COPIES = 300, 2
+_MAX_TOKENS = (16, 64)
+_CORES = 2
+
+
+async def cpu_report(options: argparse.Namespace) -> Report:
+    """Profile two candidates, predict the others, measure all.
+
+    Raises:
+        BenchmarkError: this machine has too few cores, or an engine failed.
+    """
+    cores = usable_cores()[:_CORES]
+    if len(cores) < _CORES:
+        raise BenchmarkError(f"this benchmark needs {_CORES} cores")
+    questions = read_questions(options.data, _QUESTIONS, _MAX_TOKENS, MODEL, random.Random(options.seed), whole=True)
+    classes = _classes(questions)
+    begun = time.monotonic()
+    async with real_cluster() as cluster:
+        server = await server_name(cluster.client.redis)
+        known = [await _profile(cluster, candidate, cores, options.profile_s) for candidate in shown()]
+    profiling_s = time.monotonic() - begun
+    shape = read_model("demo")
+    estimator = Estimator(shape, known, DEMO_MODEL_NAMES)
+    predictions = {candidate: predicted(candidate, estimator, shape, classes) for candidate in candidates()}
+    measured: dict[Candidate, float] = {}
+    for candidate, prediction in predictions.items():
+        measured[candidate] = await _measure(candidate, cores, questions, options)
+        note(f"{measured[candidate]:.0f} tokens/s, predicted {prediction:.0f}")
+    title = "Prompt and output tokens a second of all engines together; error: predicted over measured, less 1"
+    notes = [_words(engine) for engine in known]
+    notes.append("profiling_s: both profiles one after the other, with the start of their engines")
+    return Report(title, rows_of(predictions, measured), summary_of(predictions, measured, profiling_s), server, notes)
+
+
+async def _profile(cluster: RealCluster, candidate: Candidate, cores: Sequence[int], budget_s: float) -> Measured:
+    note(f"{candidate.layout}, {candidate.dtype}: measuring profiles")
+    specs = candidate.specs(cores)
+    files = await cluster.profile(specs, budget_s)
+    records = [read_profile_file(files[spec.name]).record for spec in specs]
+    return measured_engine([record for record in records if record is not None])
+
+
+async def _measure(
+    candidate: Candidate, cores: Sequence[int], questions: Questions, options: argparse.Namespace
+) -> float:
+    """Tokens a second of its engines, all of them busy."""
+    note(f"{candidate.layout}, {candidate.dtype}, {candidate.kv_gib:g} GiB: measuring")
+    rng = random.Random(options.seed)
+    specs = candidate.specs(cores)
+    async with real_cluster() as cluster:
+        await cluster.start_workers(specs, {})
+        backlogs = {spec.name: questions.backlog(spec.name, _COPIES, rng) for spec in specs}
+        return (await measure_ceiling(cluster, backlogs, options.warm_up_s, options.window_s)).tokens_per_s
+
+
+def _classes(questions: Questions) -> list[LengthClass]:
+    """The lengths of the questions and, as every answer is as long as it may be, of their answers."""
+    count = _token_counter()
+    prompts = np.array([count(chat) for chat in questions.chats], dtype=np.int64)
+    return classes_of(prompts, np.array(questions.max_tokens, dtype=np.int64))
+
+
+def _token_counter() -> Callable[[Any], int]:
+    from transformers import AutoTokenizer  # takes seconds to import
+
+    folder = prepare_demo_model(model_cache(), note)
+    tokenizer: Any = AutoTokenizer.from_pretrained(str(folder))
+
+    def count(chat: Any) -> int:
+        text = tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
+        return len(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    return count
+
+
+def _words(measured: Measured) -> str:
+    p = measured.profile
+    return (
+        f"profiled: {measured.units} cores, {measured.dtype}: a {p.prefill_a:.4g} b {p.prefill_b:.4g} "
+        f"c {p.prefill_c:.4g} d {p.decode_d:.4g} e {p.decode_e:.4g} f {p.decode_f:.4g} (seconds)"
+    )

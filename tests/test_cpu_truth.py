@@ -1,0 +1,99 @@
+"""``benchmarks.planner_truth --cpu``: its candidates, predictions and figures, without engines."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import date
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from benchmarks.planning.cpu_truth import (
+    BLOCK_TOKENS,
+    SEATS,
+    Candidate,
+    candidates,
+    kv_tokens,
+    measured_engine,
+    predicted,
+    rows_of,
+    shown,
+    summary_of,
+)
+from broker.fluid import LengthClass
+from broker.profiles import ProfileRecord, ProfileValues
+from broker.throughput import Profile
+from planner.estimate import Estimator
+from tokenyard.model_config import read_model
+
+SHAPE = read_model("demo")
+MIX = [LengthClass.of(60, 40, 3), LengthClass.of(200, 30)]
+
+
+def record(cores: int, dtype: str, slower: float = 1.0) -> ProfileRecord:
+    times = (0.02, 5e-4, 1e-7, 0.03, 1e-4, 4e-5)
+    profile = Profile(*(slower * t for t in times), kv_tokens=4000, seats=SEATS)
+    return ProfileRecord(
+        device=f"cpu x{cores}", model=SHAPE.name, engine="vllm", version="1", dtype=dtype, max_batched_tokens=4096,
+        measured=date(2026, 1, 1), profile=ProfileValues.of(profile),
+    )  # fmt: skip
+
+
+def estimator() -> Estimator:
+    return Estimator(
+        SHAPE, [measured_engine([record(2, "bfloat16")]), measured_engine([record(1, "float32", 3.0)] * 2)]
+    )
+
+
+def test_each_candidate_has_both_cores_and_no_core_twice() -> None:
+    for candidate in candidates():
+        words = [spec.options for spec in candidate.specs([4, 7])]
+        cores = [core for w in words for core in w[w.index("--cores") + 1].split(",")]
+        assert sorted(cores) == ["4", "7"]
+        memory = sum(float(w[w.index("--kv-gib") + 1]) for w in words)
+        assert memory == pytest.approx(candidate.kv_gib)
+    assert len(set(candidates())) == 8
+    assert set(shown()) < set(candidates())
+    assert {(c.cores, c.dtype) for c in shown()} == {(2, "bfloat16"), (1, "float32")}
+
+
+def test_engines_side_by_side_are_one_of_mean_times() -> None:
+    both = measured_engine([record(1, "float32", 1.0), record(1, "float32", 3.0)])
+    assert both.units == 1
+    assert both.profile.decode_d == pytest.approx(2 * 0.03)
+
+
+@given(st.sampled_from(candidates()), st.integers(1, 300), st.integers(2, 100))
+def test_memory_that_half_empty_blocks_take_holds_no_context(candidate: Candidate, prompt: int, output: int) -> None:
+    held = kv_tokens(candidate, SHAPE, [LengthClass.of(prompt, output)])
+    each = candidate.kv_gib * (1 << 30) / candidate.engines / SHAPE.kv_bytes(candidate.dtype)
+    assert 0 < held < each
+    mean = prompt + (output - 2) / 2
+    assert held * (1 + BLOCK_TOKENS / 2 / mean) <= each
+
+
+def test_the_times_of_what_was_profiled_are_taken_and_the_others_lie_between() -> None:
+    known = estimator()
+    rates = {c: predicted(c, known, SHAPE, MIX) for c in candidates()}
+    for dtype in ("bfloat16", "float32"):
+        one, two = (rates[Candidate(*layout, dtype, 0.5)] for layout in ((1, 2), (2, 1)))
+        assert one < two < 2 * one  # two cores in one engine share what does not divide
+    assert rates[Candidate(1, 2, "float32", 0.5)] < rates[Candidate(1, 2, "bfloat16", 0.5)]
+    for candidate, rate in rates.items():
+        assert rate <= rates[replace(candidate, kv_gib=0.5)]
+
+
+def test_figures() -> None:
+    wrong = {c: (1.1 if c in shown() else 1.04) for c in candidates()}
+    measured = {c: 100.0 + i for i, c in enumerate(candidates())}
+    predictions = {c: wrong[c] * rate for c, rate in measured.items()}
+    found = summary_of(predictions, measured, 99.0)
+    assert found["worst_prediction_error"] == pytest.approx(0.04)  # those that were profiled do not count
+    assert found["profiling_s"] == 99.0
+    best = max(predictions, key=lambda c: predictions[c])
+    assert found["best_found"] == int(best == candidates()[-1])
+    assert found["chosen_share_of_best"] == pytest.approx(measured[best] / 107.0)
+    rows = rows_of(predictions, measured)
+    assert [row["error"] for row in rows] == pytest.approx([wrong[c] - 1 for c in candidates()])
+    assert sum(row["profiled"] == "yes" for row in rows) == 2
