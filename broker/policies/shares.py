@@ -25,9 +25,9 @@ _INTERVAL_A_PAIR_S = 1e-3
 #: It is solved again when this share of the mix is of other lengths than it was.
 _MIX_MOVED = 0.1
 #: And where the end can be seen, when this share of what waited has gone.
-_GONE = 0.5
+_GONE = 0.7
 #: Where the end is in sight, jobs go first whose steps are more than this share of those that their device has left.
-_URGENT = 0.5
+_URGENT = 0.75
 #: A device out of jobs of its own takes others' where it would be done within this share of the time that all need.
 _SPARE = 0.9
 #: Jobs of a class that are looked at for its mean lengths.
@@ -96,6 +96,7 @@ class Shares:
         """Of the other kinds' classes, the one that suits this kind best."""
         end = self._solved_at + _SPARE * self.seconds
         busy = now + busy_seconds(offer) if self._whole else 0.0
+        overdue = now >= self._solved_at + self.seconds  # it was wrong: until there is a new one it forbids nothing
 
         def allowed(key: ClassKey) -> bool:
             if key in gone or key in self._unplaced:  # no kind can hold it: its engine is to refuse the jobs
@@ -103,7 +104,9 @@ class Shares:
             if shares.efficiency.get(key, 1.0) <= 0:
                 return False
             # nothing that would end after all else is done
-            return not self._whole or max(busy + self._cost(offer, key), now + self._duration(offer, key)) <= end
+            if not self._whole or overdue or key not in self._work:
+                return True
+            return max(busy + self._cost(offer, key), now + self._duration(offer, key)) <= end
 
         return shares.most_efficient(waiting, allowed)
 
