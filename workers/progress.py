@@ -7,6 +7,9 @@ from collections import deque
 #: Looks at the engine that are kept; at one heartbeat a second, ten minutes.
 _LOOKS_KEPT = 600
 
+#: In less time than this nothing is generated (seconds of all requests together).
+_LEAST_S = 1e-9
+
 
 class Progress:
     """Estimates the output tokens of a running request.
@@ -52,7 +55,7 @@ class Progress:
         before = [look for look in self._looks if look[0] <= begun]
         _, first_total, first_request_s = before[-1] if before else self._looks[0]
         request_s = self._request_s - first_request_s
-        if request_s <= 0:
+        if request_s < _LEAST_S:
             return 0
         return round((output_tokens_total - first_total) / request_s * (now - begun))
 
