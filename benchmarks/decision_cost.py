@@ -146,8 +146,7 @@ def _run(meter: Meter, devices: Sequence[SimulatedDevice], lengths: Lengths, pol
 def _timed_placer(meter: Meter) -> Generator[None]:
     with ExitStack() as stack:
         for name, (owner, method) in _METHODS.items():
-            wrapped = meter.wrap(name, getattr(owner, method))
-            stack.enter_context(patch.object(owner, method, lambda *args, call=wrapped: call(*args)))
+            stack.enter_context(patch.object(owner, method, meter.wrap(name, getattr(owner, method))))
         yield
 
 

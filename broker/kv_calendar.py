@@ -83,31 +83,15 @@ class KvCalendar:
         self._held += sign
         if guessed:
             self._guesses += sign
-        if guessed or start >= self._next:
-            self._count(self.held(start, prompt_tokens, output_tokens, guessed=guessed), sign)
-            return
-        bins = self.bins(start, output_tokens)
-        if bins > 0:
-            counted = self._reached(bins)
-            if sign > 0:
-                counted += EDGES[:bins]
-                counted += prompt_tokens + (self._next - BIN_STEPS - start)
-            else:
-                counted -= EDGES[:bins]
-                counted -= prompt_tokens + (self._next - BIN_STEPS - start)
-
-    def _count(self, held: Array, sign: int) -> None:
-        counted = self._reached(len(held))
+        held = self.held(start, prompt_tokens, output_tokens, guessed=guessed)
+        bins = len(held)
+        if self._first + bins > self._last:
+            self._last = self._first + bins - 1
+        counted = self._bins[self._at : self._at + bins]
         if sign > 0:
             counted += held
         else:
             counted -= held
-
-    def _reached(self, bins: int) -> Array:
-        """So many bins, to be written to."""
-        if self._first + bins > self._last:
-            self._last = self._first + bins - 1
-        return self._bins[self._at : self._at + bins]
 
     def bins(self, start: float, output_tokens: float) -> int:
         """Bins from the present one to that in which such a job ends; 0 or less where it is over."""
