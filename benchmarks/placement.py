@@ -19,7 +19,6 @@ from rich.console import Console
 
 from benchmarks.placing.devices import SEATS, Catalogue, read_clusters
 from benchmarks.placing.lengths import Mix, TraceFile, default_traces, mixes_of
-from benchmarks.placing.output import add_tables, print_tables
 from benchmarks.placing.steady import WINDOW_JOBS
 from benchmarks.placing.tables import (
     BASELINES,
@@ -32,7 +31,7 @@ from benchmarks.placing.tables import (
     summary,
 )
 from benchmarks.placing.tasks import BoundTask, Cell, FiniteTask, HeadlineTask, SteadyTask, Task, World, run_tasks
-from benchmarks.report import Report, Row, at_least, options_parser, run_benchmark
+from benchmarks.report import Report, at_least, options_parser, run_benchmark
 
 PARTS = ("steady", "lengths", "headline", "finite")
 #: How far the sum of the parts lies above round robin in the paper's two clusters.
@@ -50,19 +49,20 @@ _POLICIES = (OURS, *BASELINES)
 _progress = Console(stderr=True, soft_wrap=True)
 
 
-async def main(options: argparse.Namespace, tables: dict[str, Sequence[Row]]) -> Report:
-    """Run everything. The report holds the steady state; the smaller tables are printed, and put into ``tables``."""
+async def main(options: argparse.Namespace) -> Report:
+    """Run everything. The report holds the steady state, and smaller tables."""
     world = _world(options)
     mixes = mixes_of(list(world.traces))
     tasks = _tasks(options, world, mixes)
     results = _run(tasks, world, options.processes)
     figures, below = summary(results)
-    tables["Lengths known, learned, and off by a factor: share of the bound (simulated)"] = length_rows(results)
-    tables["Over round robin, by makespan (simulated)"] = headline_rows(results)
-    tables[f"{_FINITE_JOBS:,} jobs: makespan over its lower bound (simulated)"] = finite_rows(results)
-    print_tables(tables)
+    tables = {
+        "Lengths known, learned, and off by a factor: share of the bound (simulated)": length_rows(results),
+        "Over round robin, by makespan (simulated)": headline_rows(results),
+        f"{_FINITE_JOBS:,} jobs: makespan over its lower bound (simulated)": finite_rows(results),
+    }
     title = "Steady state: share of the bound by policy (simulated)"
-    return Report(title, steady_rows(results), figures, notes=[*_notes(world), *below])
+    return Report(title, steady_rows(results), figures, notes=[*_notes(world), *below], tables=tables)
 
 
 def _world(options: argparse.Namespace) -> World:
@@ -178,7 +178,4 @@ def _cores() -> int:
 
 if __name__ == "__main__":
     chosen = _options()
-    more: dict[str, Sequence[Row]] = {}
-    run_benchmark(main(chosen, more), chosen)
-    if chosen.json is not None:
-        add_tables(chosen.json, more)
+    run_benchmark(main(chosen), chosen)

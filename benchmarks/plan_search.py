@@ -16,7 +16,6 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.placing.lengths import Lengths, default_traces, draw, mixes_of
-from benchmarks.placing.output import add_tables, print_tables
 from benchmarks.planning.uniform import CLUSTERS, machines_of, uniform_row
 from benchmarks.report import Report, Row, at_least, options_parser, run_benchmark
 from planner.configurations import Space
@@ -35,14 +34,12 @@ _REQUESTS = 6000
 _MEDIANS, _SPREAD, _MOST = (1000, 150), 0.9, 8000
 
 
-async def main(options: argparse.Namespace, tables: dict[str, Sequence[Row]]) -> Report:
-    """Time the search, then simulate. The report holds the gain; the times are printed beside it."""
+async def main(options: argparse.Namespace) -> Report:
+    """Time the search, then simulate. The report holds the gain, and the times beside it."""
     known = [Measured.of_known(k) for k in read_known([options.data / "profiles"])] if options.data else []
     lengths = _lengths(options.data, options.seed, "all", _REQUESTS)
     times = [_timed(model, known, lengths) for model in _MODELS]
-    title = f"{_MACHINES} machines of {_DEVICES} devices: best plan and runner-up"
-    tables[title] = times
-    print_tables(tables)
+    tables = {f"{_MACHINES} machines of {_DEVICES} devices: best plan and runner-up": times}
     jobs = _lengths(options.data, options.seed, "code+conv+sharegpt", options.jobs)
     gains = [uniform_row(cluster, known, jobs, options.seed) for cluster in CLUSTERS]
     summary = {
@@ -55,7 +52,7 @@ async def main(options: argparse.Namespace, tables: dict[str, Sequence[Row]]) ->
         "gain: requests a second of the plan over those of the best single degree, less 1, both simulated; "
         "gain_over_uniform is the least of the column",
     )
-    return Report("The plan against one degree everywhere (simulated)", gains, summary, notes=notes)
+    return Report("The plan against one degree everywhere (simulated)", gains, summary, notes=notes, tables=tables)
 
 
 def _timed(model: str, known: Sequence[Measured], lengths: Lengths) -> Row:
@@ -97,7 +94,4 @@ def _options() -> argparse.Namespace:
 
 if __name__ == "__main__":
     chosen = _options()
-    more: dict[str, Sequence[Row]] = {}
-    run_benchmark(main(chosen, more), chosen)
-    if chosen.json is not None:
-        add_tables(chosen.json, more)
+    run_benchmark(main(chosen), chosen)

@@ -11,18 +11,16 @@ from backlogs that keep all engines busy. With ``--data`` the questions are thos
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.placing.output import add_tables, print_tables
 from benchmarks.planning import gpu_truth
-from benchmarks.report import Report, Row, at_least, options_parser, run_benchmark
+from benchmarks.report import Report, at_least, options_parser, run_benchmark
 
 _PLACE = ("device", "model", "tp", "from")
 
 
-async def main(options: argparse.Namespace, tables: dict[str, Sequence[Row]]) -> Report:
-    """Run what is asked for. The report holds the predictions; the other tables are printed beside it."""
+async def main(options: argparse.Namespace) -> Report:
+    """Run what is asked for. The report holds the predictions; the other tables beside it."""
     if options.cpu:
         from benchmarks.planning.cpu_runs import cpu_report
 
@@ -31,21 +29,20 @@ async def main(options: argparse.Namespace, tables: dict[str, Sequence[Row]]) ->
     mixes = gpu_truth.mixes(options.data, options.seed)
     predictions = gpu_truth.prediction_rows(found, mixes)
     choices = gpu_truth.choice_rows(found, mixes)
-    tables["A machine of eight: the chosen layout by the measured times"] = choices
-    tables["Single steps: mean error of the prediction, and of a fit to the very points"] = gpu_truth.step_rows(
-        found, options.data
-    )
-    tables["From public specifications alone: throughput of one engine, predicted over measured, less 1"] = (
-        gpu_truth.rough_rows(options.data, mixes)
-    )
-    print_tables(tables)
+    steps, rough = gpu_truth.step_rows(found, options.data), gpu_truth.rough_rows(options.data, mixes)
+    tables = {
+        "A machine of eight: the chosen layout by the measured times": choices,
+        "Single steps: mean error of the prediction, and of a fit to the very points": steps,
+        "From public specifications alone: throughput of one engine, predicted over measured, less 1": rough,
+    }
     errors = [abs(float(value)) for row in predictions for name, value in row.items() if name not in _PLACE and value]
     summary = {
         "chosen_share_of_best": min(float(row["share"] or 0) for row in choices),
         "worst_prediction_error": max(errors),
         "mean_prediction_error": sum(errors) / len(errors),
     }
-    return Report("Throughput of one engine: predicted over measured, less 1", predictions, summary, notes=_NOTES)
+    title = "Throughput of one engine: predicted over measured, less 1"
+    return Report(title, predictions, summary, notes=_NOTES, tables=tables)
 
 
 _NOTES = (
@@ -78,7 +75,4 @@ def _names(text: str) -> tuple[str, ...]:
 
 if __name__ == "__main__":
     chosen = _options()
-    more: dict[str, Sequence[Row]] = {}
-    run_benchmark(main(chosen, more), chosen)
-    if chosen.json is not None:
-        add_tables(chosen.json, more)
+    run_benchmark(main(chosen), chosen)

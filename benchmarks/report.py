@@ -42,6 +42,8 @@ class Report:
         rows: lines of the table; all have the columns of the first.
         summary: the figures it is judged by.
         server: name and version of the Redis-compatible server.
+        notes: what a reader should know, a line each.
+        tables: smaller tables by title; those without rows are left out.
     """
 
     title: str
@@ -49,6 +51,7 @@ class Report:
     summary: Mapping[str, Value]
     server: str = ""
     notes: Sequence[str] = field(default_factory=tuple[str])
+    tables: Mapping[str, Sequence[Row]] = field(default_factory=dict[str, Sequence[Row]])
 
 
 def options_parser(module: str, description: str) -> argparse.ArgumentParser:
@@ -72,7 +75,7 @@ def at_least(least: float) -> Callable[[str], float]:
 
 
 def run_benchmark(main: Coroutine[Any, Any, Report], options: argparse.Namespace) -> None:
-    """Run a benchmark to its end, print its table and write its JSON; an error is one line and exit status 1."""
+    """Run a benchmark to its end, print its tables and write its JSON; an error is one line and exit status 1."""
     try:
         if options.json is not None and not options.json.parent.is_dir():
             raise TokenyardError(f"--json {options.json}: there is no folder {options.json.parent}: make it first")
@@ -105,6 +108,7 @@ def percentile(values: Sequence[float], share: float) -> float:
 
 def _as_json(report: Report, seed: int) -> dict[str, Any]:
     module = Path(sys.argv[0]).stem
+    tables = {title: [dict(row) for row in rows] for title, rows in report.tables.items()}
     return {
         "command": shlex.join(["python", "-m", f"benchmarks.{module}", *sys.argv[1:]]),
         "seed": seed,
@@ -117,10 +121,14 @@ def _as_json(report: Report, seed: int) -> dict[str, Any]:
         "rows": [dict(row) for row in report.rows],
         "summary": dict(report.summary),
         "notes": list(report.notes),
+        **({"tables": tables} if tables else {}),
     }
 
 
 def _print(report: Report) -> None:
+    for title, rows in report.tables.items():
+        if rows:
+            console.print(_table(title, rows))
     console.print(_table(report.title, report.rows))
     for text in report.notes:
         note(text)

@@ -6,13 +6,14 @@ import asyncio
 import signal
 import sys
 import uuid
-from contextlib import suppress
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
 from cli_process import ROOT, environment
-from cluster_fixtures import PATIENCE_S, Cluster, eventually
+from cluster_fixtures import PATIENCE_S, Cluster, cluster_of, eventually
 
 from broker.pool_plan import PlannedWorker, PoolPlan
 from broker.store.plans import PlanStore
@@ -129,3 +130,12 @@ class Site:
 def _name(process: psutil.Process) -> str:
     words = process.cmdline()
     return words[words.index("--name") + 1]
+
+
+@asynccontextmanager
+async def site_of(redis_url: str, pool: str, folder: Path) -> AsyncGenerator[Site]:
+    """A host without supervisors yet; what runs there at the end is ended."""
+    async with cluster_of(redis_url, pool) as cluster:
+        site = Site(cluster, folder)
+        yield site
+        site.clear()

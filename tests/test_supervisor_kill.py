@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from cluster_fixtures import cluster_of, eventually
-from supervised import Site, planned
+from supervised import Site, planned, site_of
 
 from tokenyard.embedded_server import EmbeddedServer
 from tokenyard.supervision import process_name
@@ -16,10 +16,8 @@ from tokenyard.supervision import process_name
 
 @pytest.fixture
 async def site(redis_url: str, pool: str, tmp_path: Path) -> AsyncGenerator[Site]:
-    async with cluster_of(redis_url, pool) as cluster:
-        site = Site(cluster, tmp_path)
+    async with site_of(redis_url, pool, tmp_path) as site:
         yield site
-        site.clear()
 
 
 async def test_workers_and_supervisor(site: Site) -> None:

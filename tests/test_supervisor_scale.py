@@ -6,8 +6,8 @@ from collections.abc import AsyncGenerator
 from pathlib import Path
 
 import pytest
-from cluster_fixtures import cluster_of, eventually, exactly_once
-from supervised import Site, planned
+from cluster_fixtures import eventually, exactly_once
+from supervised import Site, planned, site_of
 
 from broker.pool_plan import PlannedWorker
 from tokenyard.supervision import process_name
@@ -15,10 +15,8 @@ from tokenyard.supervision import process_name
 
 @pytest.fixture
 async def site(redis_url: str, pool: str, tmp_path: Path) -> AsyncGenerator[Site]:
-    async with cluster_of(redis_url, pool) as cluster:
-        site = Site(cluster, tmp_path)
+    async with site_of(redis_url, pool, tmp_path) as site:
         yield site
-        site.clear()
 
 
 async def test_what_does_not_start_gives_way_to_the_plan_before(site: Site) -> None:
