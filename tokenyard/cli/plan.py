@@ -13,6 +13,7 @@ from broker.connection import connected
 from broker.settings import Settings
 from broker.store.monitor import MonitorStore
 from broker.store.profiles import ProfileStore
+from tokenyard.cli.request_options import BatchFile, BytesPerToken, Context, Dtypes, GpuMemory, MeanOutput, Seats, Trace
 from tokenyard.cli.runtime import PoolName, RedisUrl, err, out, redis_url_of, run, settings_of
 
 if TYPE_CHECKING:
@@ -71,25 +72,19 @@ def plan_command(
     inventory: Annotated[Path | None, typer.Argument(metavar="INVENTORY", help=_INVENTORY)] = None,
     served_name: Annotated[list[str] | None, typer.Option(help="Name that profiles call the model by.")] = None,
     lengths: Annotated[list[str] | None, typer.Option(metavar="PROMPT,OUTPUT", help=_LENGTHS)] = None,
-    trace: Annotated[Path | None, typer.Option(metavar="FILE", help="Requests: a CSV file with a header.")] = None,
+    trace: Trace = None,
     columns: Annotated[
         str, typer.Option(metavar="PROMPT,OUTPUT", help="Its columns, where the header is not known.")
     ] = "",
-    batch: Annotated[Path | None, typer.Option(metavar="FILE", help="Requests: an OpenAI Batch file instead.")] = None,
-    mean_output: Annotated[
-        float | None, typer.Option(min=1, max=1e6, help="Mean output tokens of a batch file; else its max_tokens.")
-    ] = None,
-    bytes_per_token: Annotated[
-        float, typer.Option(min=0.1, max=1000, help="Bytes of a body for each prompt token, of a batch file.")
-    ] = 4.0,
+    batch: BatchFile = None,
+    mean_output: MeanOutput = None,
+    bytes_per_token: BytesPerToken = 4.0,
     jobs: Annotated[int | None, typer.Option(min=1, max=10**12, help="So many requests of these lengths.")] = None,
     profiles: Annotated[list[Path] | None, typer.Option(metavar="PATH", help=_PROFILES)] = None,
-    dtype: Annotated[list[str] | None, typer.Option(help="Precision that is allowed; else the model's own.")] = None,
-    seats: Annotated[list[int] | None, typer.Option(help="max_num_seqs to try; repeatable.")] = None,
-    gpu_memory_utilization: Annotated[
-        float, typer.Option(min=0.05, max=1.0, help="Share of a GPU's memory that engines use.")
-    ] = 0.9,
-    context: Annotated[int, typer.Option(min=0, help="Prompt plus output that every engine must take, tokens.")] = 0,
+    dtype: Dtypes = None,
+    seats: Seats = None,
+    gpu_memory_utilization: GpuMemory = 0.9,
+    context: Context = 0,
     what_if: Annotated[str | None, typer.Option(metavar="CHANGE", help="With other devices, too: '+2xL4'.")] = None,
     deadline: Annotated[str | None, typer.Option(metavar="TIME", help=_DEADLINE)] = None,
     budget: Annotated[float | None, typer.Option(min=0.0, help=_BUDGET)] = None,

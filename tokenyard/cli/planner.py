@@ -15,6 +15,7 @@ from broker.connection import connected
 from broker.errors import UsageError
 from broker.settings import Settings
 from planner.resizing import ResizeTerms
+from tokenyard.cli.request_options import Context, Dtypes, GpuMemory, Seats
 from tokenyard.cli.runtime import PoolName, RedisUrl, log_to_stderr, redis_url_of, run, settings_of
 
 if TYPE_CHECKING:
@@ -35,12 +36,10 @@ def planner(
     model: Annotated[str, typer.Option(help="Folder or name of the model that the pool serves.")],
     served_name: Annotated[list[str] | None, typer.Option(help="Name that requests call it by (repeatable).")] = None,
     profiles: Annotated[list[Path] | None, typer.Option(metavar="PATH", help="Profiles beside the pool's own.")] = None,
-    dtype: Annotated[list[str] | None, typer.Option(help="Precision that is allowed; else the model's own.")] = None,
-    seats: Annotated[list[int] | None, typer.Option(help="max_num_seqs to try; repeatable.")] = None,
-    gpu_memory_utilization: Annotated[
-        float, typer.Option(min=0.05, max=1.0, help="Share of a GPU's memory that engines use.")
-    ] = 0.9,
-    context: Annotated[int, typer.Option(min=0, help="Prompt plus output that every engine must take, tokens.")] = 0,
+    dtype: Dtypes = None,
+    seats: Seats = None,
+    gpu_memory_utilization: GpuMemory = 0.9,
+    context: Context = 0,
     every_s: Annotated[float, typer.Option(min=5, max=3600, help="Look this often, seconds.")] = 120.0,
     mix_s: Annotated[float, typer.Option(min=10, help="Plan for the jobs that ended in so many seconds.")] = 1800.0,
     watch_s: Annotated[

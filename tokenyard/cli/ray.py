@@ -13,8 +13,17 @@ from broker.connection import connected
 from broker.errors import UsageError
 from broker.settings import Settings
 from planner.autoscaling import ScaleTerms
-from tokenyard.cli.runtime import PoolName, RedisUrl, fail, log_to_stderr, redis_url_of, run, settings_of
-from tokenyard.cli.supervising import CoolDownS, DrainS, Models, Stopping, worker_environment
+from tokenyard.cli.runtime import PoolName, RedisUrl, log_to_stderr, redis_url_of, run, settings_of
+from tokenyard.cli.supervising import (
+    CoolDownS,
+    DrainS,
+    MaxWorkers,
+    MinWorkers,
+    Models,
+    Stopping,
+    check_bounds,
+    worker_environment,
+)
 from tokenyard.cli.worker_words import words_checker
 from tokenyard.ray_terms import RAY_HOST
 from tokenyard.supervisor import Supervisor, SupervisorTerms
@@ -39,8 +48,8 @@ def ray(
         float,
         typer.Option(min=1, help="A new worker that Ray has no room for makes one it replaces leave after so long."),
     ] = 30.0,
-    min_workers: Annotated[int, typer.Option(min=0, help="At least so many workers run.")] = 0,
-    max_workers: Annotated[int, typer.Option(min=0, help="At most so many workers run.")] = 1000,
+    min_workers: MinWorkers = 0,
+    max_workers: MaxWorkers = 1000,
     drain_s: DrainS = 60.0,
     cool_down_s: CoolDownS = 300.0,
     pool: PoolName = None,
@@ -52,8 +61,7 @@ def ray(
     """
     settings = settings_of(redis_url=redis_url, pool=pool)
     log_to_stderr(settings)
-    if min_workers > max_workers:
-        fail(f"--min-workers {min_workers} is more than --max-workers {max_workers}", 2)
+    check_bounds(min_workers, max_workers)
     plan_file = settings.state_dir / f"ray-{settings.pool}.plan"
     scale = ScaleTerms(drain_s, cool_down_s)
     terms = SupervisorTerms(RAY_HOST, tuple(model), min_workers, max_workers, scale, plan_file)

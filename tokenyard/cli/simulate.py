@@ -11,6 +11,7 @@ import typer
 from broker.connection import connected
 from broker.settings import Settings
 from broker.store.monitor import MonitorStore
+from tokenyard.cli.request_options import BatchFile, BytesPerToken, MeanOutput, Trace
 from tokenyard.cli.runtime import PoolName, RedisUrl, err, out, redis_url_of, run, settings_of
 
 if TYPE_CHECKING:
@@ -37,17 +38,13 @@ def simulate_command(
     model: Annotated[str, typer.Option(help="Model of the devices in --devices.")] = "",
     from_redis: Annotated[bool, typer.Option("--from-redis", help="The devices of the running pool instead.")] = False,
     profiles: Annotated[list[Path] | None, typer.Option(metavar="PATH", help=_PROFILES)] = None,
-    trace: Annotated[Path | None, typer.Option(metavar="FILE", help="Requests: a CSV file with a header.")] = None,
+    trace: Trace = None,
     columns: Annotated[
         str, typer.Option(metavar="PROMPT,OUTPUT[,TIME]", help="Its columns, where the header is not known.")
     ] = "",
-    batch: Annotated[Path | None, typer.Option(metavar="FILE", help="Requests: an OpenAI Batch file instead.")] = None,
-    mean_output: Annotated[
-        float | None, typer.Option(min=1, max=1e6, help="Mean output tokens of a batch file; else its max_tokens.")
-    ] = None,
-    bytes_per_token: Annotated[
-        float, typer.Option(min=0.1, max=1000, help="Bytes of a body for each prompt token, of a batch file.")
-    ] = 4.0,
+    batch: BatchFile = None,
+    mean_output: MeanOutput = None,
+    bytes_per_token: BytesPerToken = 4.0,
     jobs: Annotated[int | None, typer.Option(min=1, max=10**8, help="So many jobs of these lengths.")] = None,
     arrivals: Annotated[
         str, typer.Option(help="backlog: all at the start; trace: as recorded; x2: so much faster; 12/s: at random.")

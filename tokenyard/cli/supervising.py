@@ -10,16 +10,23 @@ import typer
 
 from broker.concurrency import cancel_all, on_stop_signals, run_together
 from broker.settings import Settings
+from tokenyard.cli.runtime import fail
 from tokenyard.supervisor import Supervisor
 
 Models = Annotated[
     list[str], typer.Option("--model", help="Model that may run here (repeatable); the first where a plan names none.")
 ]
+MinWorkers = Annotated[int, typer.Option(min=0, help="At least so many workers run.")]
+MaxWorkers = Annotated[int, typer.Option(min=0, help="At most so many workers run.")]
 DrainS = Annotated[float, typer.Option(min=1, help="Seconds in which what waits should be done.")]
 CoolDownS = Annotated[float, typer.Option(min=0, help="A worker stops when fewer were enough for so many seconds.")]
-
-
 T = TypeVar("T")
+
+
+def check_bounds(min_workers: int, max_workers: int) -> None:
+    """Exit with a line where the bounds make no sense."""
+    if min_workers > max_workers:
+        fail(f"--min-workers {min_workers} is more than --max-workers {max_workers}", 2)
 
 
 class Stopping:

@@ -14,8 +14,17 @@ import typer
 from broker.connection import connected
 from broker.settings import Settings
 from planner.autoscaling import ScaleTerms
-from tokenyard.cli.runtime import PoolName, RedisUrl, fail, log_to_stderr, redis_url_of, run, settings_of
-from tokenyard.cli.supervising import CoolDownS, DrainS, Models, Stopping, worker_environment
+from tokenyard.cli.runtime import PoolName, RedisUrl, log_to_stderr, redis_url_of, run, settings_of
+from tokenyard.cli.supervising import (
+    CoolDownS,
+    DrainS,
+    MaxWorkers,
+    MinWorkers,
+    Models,
+    Stopping,
+    check_bounds,
+    worker_environment,
+)
 from tokenyard.cli.worker_words import words_checker
 from tokenyard.host_lock import host_lock
 from tokenyard.supervisor import Supervisor, SupervisorTerms, log_folder
@@ -33,8 +42,8 @@ def supervisor(
     context: typer.Context,
     model: Models,
     host: Annotated[str | None, typer.Option(help="This host's name in the plan; its own otherwise.")] = None,
-    min_workers: Annotated[int, typer.Option(min=0, help="At least so many workers run.")] = 0,
-    max_workers: Annotated[int, typer.Option(min=0, help="At most so many workers run.")] = 64,
+    min_workers: MinWorkers = 0,
+    max_workers: MaxWorkers = 64,
     drain_s: DrainS = 60.0,
     cool_down_s: CoolDownS = 300.0,
     pool: PoolName = None,
@@ -46,8 +55,7 @@ def supervisor(
     """
     settings = settings_of(redis_url=redis_url, pool=pool)
     log_to_stderr(settings)
-    if min_workers > max_workers:
-        fail(f"--min-workers {min_workers} is more than --max-workers {max_workers}", 2)
+    check_bounds(min_workers, max_workers)
     scale = ScaleTerms(drain_s, cool_down_s)
     bounds = (min_workers, max_workers)
     group = context.find_root().command
