@@ -89,7 +89,14 @@ class Site:
 
     def running(self) -> list[str]:
         """Names of the worker processes of this host, one for each process."""
-        return [_name(process) for process in self.processes() if "worker" in process.cmdline()[:4]]
+        return [_name(process) for process in self._workers()]
+
+    def worker_pids(self) -> set[int]:
+        """Their process ids."""
+        return {process.pid for process in self._workers()}
+
+    def _workers(self) -> list[psutil.Process]:
+        return [process for process in self.processes() if "worker" in process.cmdline()[:4]]
 
     def processes(self) -> list[psutil.Process]:
         """All processes of this host, but for the shells that watch over workers."""
@@ -104,7 +111,7 @@ class Site:
 
     def kill(self, name: str) -> None:
         """``kill -9`` the worker of that process name."""
-        [process] = [p for p in self.processes() if "worker" in p.cmdline()[:4] and _name(p) == name]
+        [process] = [p for p in self._workers() if _name(p) == name]
         process.kill()
 
     async def says(self, text: str) -> None:
