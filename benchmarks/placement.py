@@ -2,8 +2,8 @@
 
 Steady state: how much of the linear program's bound each policy reaches while a backlog lasts, by cluster and trace.
 Headline: the gain over round robin where the sum of the parts lies as far above it as in the paper (arXiv 2504.15303).
-Finite batch: the makespan of a batch beside the least that any scheduler needs. All of it is simulated: the live
-policies and late binding, with engines modelled step by step.
+Finite batch: the makespan of a batch (the median of some) beside the least that any scheduler needs. All of it is
+simulated: the live policies and late binding, with engines modelled step by step.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ def _tasks(options: argparse.Namespace, world: World, mixes: Sequence[Mix]) -> l
 
 
 def _figure_first(names: Iterable[str]) -> list[str]:
-    """The cluster whose finite batch is the figure comes first: the one the issue names, or the first of a file's."""
+    """The cluster whose finite batch is the figure comes first: the default's, or the first of a file's."""
     return sorted(names, key=lambda name: name != FINITE_CLUSTER)
 
 

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from broker.backlog import Backlog
 from broker.drift import Drift
 from broker.kv_calendar import KvCalendar
-from broker.kv_share import KvShare
+from broker.kv_share import FirstFill, KvShare
 from broker.profiles import parse_profile
 from broker.throughput import DeviceKind, Profile
 
@@ -144,6 +144,7 @@ class Device:
     backlog: Backlog = field(default_factory=Backlog)
     calendar: KvCalendar = field(default_factory=KvCalendar)
     kv_share: KvShare = field(default_factory=KvShare)
+    _fill: FirstFill = field(default_factory=FirstFill)
     look_after: int = 1  # so many of its jobs end before the next look at it is worth the while
     _ended: int = 0  # since the last
     _rate_at: float = 0.0
@@ -224,9 +225,19 @@ class Device:
         self.backlog.computed(max(0, heartbeat.prompt_tokens_total - before.prompt_tokens_total))
         self._learn_rate(max(0.0, heartbeat.seen - before.seen))
         if self.kind is not None and heartbeat.seen > before.seen:
-            self.drift.observe(self.kind, before, heartbeat, self.backlog.mean_prompt)
+            self.drift.observe(self.kind, before, heartbeat, self.backlog.mean_prompt, self._next_prompt())
             if self.kind.slowdown != self.drift.calm:
                 self.kind = replace(self.kind, slowdown=self.drift.calm)
+
+    def _next_prompt(self) -> float:
+        """Tokens of the longest prompt that is not computed yet: those of the latest jobs are not."""
+        left, longest = self.backlog.prompt_left, 0
+        for job in reversed(self.in_flight.values()):
+            if left <= 0:
+                break
+            left -= job.prompt_tokens
+            longest = max(longest, job.prompt_tokens)
+        return longest
 
     def looked_at(self, *, many_wait: bool) -> None:
         """Its room is known.
@@ -278,7 +289,8 @@ class Device:
         self.calendar.tell(held, guessed=self._guessed > len(self.in_flight) / 2)
         total = max(beat.kv_tokens_total, 1)
         to_come = self.backlog.prompt_left / total
-        self.kv_share.observe(beat.seen - before.seen, held / total, to_come, beat.running, beat.waiting)
+        expected = self._fill.expected(self.calendar) / total
+        self.kv_share.observe(beat.seen - before.seen, held / total, to_come, beat.running, beat.waiting, expected)
 
     def _learn_rate(self, elapsed: float) -> None:
         rate = self.heartbeat.prompt_tokens_per_s + self.heartbeat.output_tokens_per_s

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from math import exp, log
 from typing import NamedTuple, Protocol
 
-from broker.throughput import DeviceKind, Work
+from broker.throughput import DeviceKind, Work, work_of
 
 #: The slowdown is that of the last looks together, over at least this time (seconds), and this many steps: a single
 #: interval is off by a step, which may take most of a second.
@@ -53,21 +53,27 @@ class Account(Protocol):
 
 
 class Done(NamedTuple):
-    """What was done between two heartbeats: real seconds, seconds by the profile, steps."""
+    """What was done between two heartbeats: real seconds, seconds by the profile, steps; what had begun at the end.
+
+    A prompt is counted when all of it is computed: until then up to ``begun`` seconds of the work do not show.
+    """
 
     elapsed: float
     expected: float
     steps: float
+    begun: float = 0.0
 
 
-def work_between(kind: DeviceKind, before: Account, after: Account, mean_prompt: float = 0.0) -> Done | None:
+def work_between(
+    kind: DeviceKind, before: Account, after: Account, mean_prompt: float = 0.0, next_prompt: float = 0.0
+) -> Done | None:
     """What a device did between two heartbeats; None where that says nothing about its speed.
 
     The batch is taken as constant in between: its mean number of requests, and mean context held. So nothing is said
     where it grew or shrank much, nor where the device may have idled.
 
     ``mean_prompt`` is that of the prompts, each weighed by its tokens: attention in the prefill grows with it (0: not
-    known, about the context held by a request).
+    known, about the context held by a request). ``next_prompt`` is the longest of those that may be in progress.
     """
     elapsed = after.seen - before.seen
     prompt = after.prompt_tokens_total - before.prompt_tokens_total
@@ -83,7 +89,8 @@ def work_between(kind: DeviceKind, before: Account, after: Account, mean_prompt:
     if not after.steps_total:
         steps = max(output / running, (prompt + output) / kind.max_batched_tokens)
     work = Work(prompt, prompt * (mean_prompt or context), output, output * context, prompt + output)
-    return Done(elapsed, kind.profile.own_seconds(work) + kind.profile.decode_d * max(steps, 0.0), steps)
+    begun = kind.profile.own_seconds(work_of(next_prompt, 0))
+    return Done(elapsed, kind.profile.own_seconds(work) + kind.profile.decode_d * max(steps, 0.0), steps, begun)
 
 
 @dataclass(slots=True)
@@ -94,9 +101,11 @@ class Drift:
     calm: float = 1.0
     _seen: deque[Done] = field(default_factory=lambda: deque[Done](maxlen=_LOOKS))
 
-    def observe(self, kind: DeviceKind, before: Account, after: Account, mean_prompt: float = 0.0) -> None:
+    def observe(
+        self, kind: DeviceKind, before: Account, after: Account, mean_prompt: float = 0.0, next_prompt: float = 0.0
+    ) -> None:
         """Learn from two heartbeats in succession; see ``work_between``."""
-        done = work_between(kind, before, after, mean_prompt)
+        done = work_between(kind, before, after, mean_prompt, next_prompt)
         if done is None:
             self._seen.clear()
             return
@@ -104,7 +113,7 @@ class Drift:
         elapsed = expected = steps = longest = 0.0
         for looks, look in enumerate(reversed(self._seen), 1):  # the latest that are enough
             elapsed, expected, steps = elapsed + look.elapsed, expected + look.expected, steps + look.steps
-            longest = max(longest, look.expected / max(look.steps, 1.0))
+            longest = max(longest, look.expected / max(look.steps, 1.0), look.begun)
             many = looks >= _ENOUGH_LOOKS or (elapsed >= _LEAST_S and steps >= _LEAST_STEPS)
             if many and longest <= _FINE * elapsed:
                 break

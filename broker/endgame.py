@@ -8,13 +8,13 @@ the job would else be idle.
 
 from __future__ import annotations
 
-from collections.abc import Container, Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from broker.admission import offer_of
 from broker.cluster import Cluster, Device, InFlight
 from broker.policies.base import Offer
-from broker.policies.outlook import predicted_seconds
+from broker.policies.outlook import own_seconds, predicted_seconds
 
 #: A job is moved or copied only where it would end within this share of the time that it still has to go.
 _WORTHWHILE = 0.7
@@ -61,11 +61,12 @@ def end_game(cluster: Cluster, copied: Container[str], round_trip_s: float) -> E
     for device in devices:
         _recall(device, open_offers, decided)
     runs = [(_seconds_left(device, job), device, job) for device in devices for job in device.in_flight.values()]
+    ends = _ends(runs)
     for left, device, job in sorted(runs, key=lambda run: -run[0]):
         if left < _LEAST_S:
             break
         if job.job_id not in copied and job.job_id not in decided.recalls.get(device.name, ()):
-            _copy(device, job, left, open_offers, decided)
+            _copy(device, job, left, open_offers, ends, decided)
     return decided
 
 
@@ -93,17 +94,32 @@ def _recall(device: Device, offers: Sequence[Offer], decided: EndGame) -> None:
             decided.recalls.setdefault(device.name, []).append(job.job_id)
 
 
-def _copy(device: Device, job: InFlight, left: float, offers: Sequence[Offer], decided: EndGame) -> None:
+def _ends(runs: Iterable[tuple[float, Device, InFlight]]) -> dict[str, float]:
+    """By device: seconds until the last of its jobs is done."""
+    ends: dict[str, float] = {}
+    for left, device, _ in runs:
+        ends[device.name] = max(left, ends.get(device.name, 0.0))
+    return ends
+
+
+def _copy(
+    device: Device, job: InFlight, left: float, offers: Sequence[Offer], ends: dict[str, float], decided: EndGame
+) -> None:
+    """Copy a job to where it ends soonest, unless what is there would end later for it than the job itself now does."""
     best: tuple[float, Offer] | None = None
     for offer in offers:
         tokens = job.prompt_tokens + job.output_tokens
         if offer.device == device.name or not _has_room(offer) or not (offer.kind and offer.kind.can_hold(tokens)):
+            continue
+        if ends.get(offer.device, 0.0) + own_seconds(offer, job.prompt_tokens, job.output_tokens) > left:
             continue
         seconds = predicted_seconds(offer, job.prompt_tokens, job.output_tokens)
         if seconds < _WORTHWHILE * left and (best is None or seconds < best[0]):
             best = seconds, offer
     if best is not None:
         seconds, offer = best
+        own = own_seconds(offer, job.prompt_tokens, job.output_tokens)
+        ends[offer.device] = max(ends.get(offer.device, 0.0) + own, seconds)
         offer.slots_left -= 1
         offer.outstanding += 1
         offer.outstanding_tokens += job.tokens

@@ -154,6 +154,16 @@ class KvCalendar:
         return 0.0 if self._guesses else tokens - self.excess - self._total
 
     @property
+    def jobs(self) -> int:
+        """Jobs counted."""
+        return self._held
+
+    @property
+    def bin(self) -> int:
+        """Number of the present bin."""
+        return self._first
+
+    @property
     def origin(self) -> float:
         """Step at which the present bin begins."""
         return self._next - BIN_STEPS

@@ -102,6 +102,8 @@ class Placer:
             groups.setdefault(placement.device, []).append(placement)
             self.window.remove(placement.job)
             self._bind(placement, now, guessed)
+        for name in groups:
+            self._offers[name].bound()
         self.cluster.changed.clear()  # the offers know already
         for offer in turn.open:
             if offer.blocked:

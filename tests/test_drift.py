@@ -195,3 +195,20 @@ def test_whatever_heartbeats_say_all_figures_stay_numbers(beats: list[dict[str, 
         assert 0 <= device.seconds_a_step < 1e12
         assert 1e-5 <= device.drift.calm <= 1e5
         assert device.kind is None or 1e-5 <= device.kind.slowdown <= 1e5
+
+
+def test_a_long_prompt_in_progress_is_no_slowness() -> None:
+    """Its tokens are counted when all of them are computed: until then the device seems to do little."""
+    profile = replace(WIDE, prefill_b=1e-3)
+    cluster, engine = Cluster(), Engine(profile)
+    for heard in engine.beats(20, lambda: 1.0):
+        cluster.refresh("a", heard, heard.seen)
+    one = cluster.devices["a"]
+    one.bind(InFlight("long", 4000, 10, step=one.calendar.step + 5))
+    for prompt_tokens in (0, 0, 0, 4000):  # four seconds of prefill, in steps of which each serves the others, too
+        engine.now += 1.0
+        engine.steps += 0.5
+        heard = engine.beat(prompt_tokens_total=prompt_tokens)
+        cluster.refresh("a", heard, heard.seen)
+        assert one.kind is not None
+        assert one.kind.slowdown == 1.0

@@ -68,6 +68,14 @@ class TestCopies:
     def test_not_where_it_gains_little(self) -> None:
         assert end(busy(device("a", PROFILE), [(100, 500)]), device("idle", PROFILE)) == NOTHING
 
+    def test_not_on_a_device_whose_own_last_job_it_would_make_the_last_of_all(self) -> None:
+        slow = busy(device("slow", slower(PROFILE, 20)), [(18_000, 500)])
+        assert copies(end(slow, device("free", PROFILE)))
+        seconds = slow.seconds_a_step * 500
+        steps = int(seconds / PROFILE.decode_step_seconds(1, 2000))
+        behind = busy(device("behind", replace(PROFILE, kv_tokens=100_000)), [(100, steps)])
+        assert end(slow, behind) == NOTHING
+
     def test_not_for_a_job_that_is_nearly_done(self) -> None:
         slow = busy(device("slow", slower(PROFILE, 20)), [(100, 500)])
         slow.calendar.advance(495.0)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from math import inf
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from broker.kv_share import KvShare
+from broker.kv_calendar import BIN_STEPS, KvCalendar
+from broker.kv_share import FirstFill, KvShare
 
 looks = st.lists(
     st.tuples(
@@ -39,7 +42,7 @@ def test_prompts_that_are_still_to_be_computed_are_no_empty_memory() -> None:
     share = KvShare()
     for _ in range(50):
         share.blocked = True
-        share.observe(1.0, used=0.3, to_come=0.6, running=100, waiting=0)
+        share.observe(1.0, used=0.3, to_come=0.62, running=100, waiting=0)
     assert share.value == KvShare().value
 
 
@@ -49,3 +52,27 @@ def test_where_requests_wait_for_full_memory_it_shrinks(waiting: int, shrinks: b
     for _ in range(5):
         share.observe(1.0, used=0.99, to_come=0.0, running=10, waiting=waiting)
     assert (share.value < KvShare().value) == shrinks
+
+
+def test_an_engine_that_was_empty_is_not_roomy_before_its_jobs_have_grown() -> None:
+    calendar, fill = KvCalendar(), FirstFill()
+    assert fill.expected(calendar) == inf
+    for _ in range(10):
+        calendar.add(0.0, 100, 960)
+    expected: list[float] = []
+    for step in range(0, 1200, BIN_STEPS):
+        calendar.advance(float(step))
+        expected.append(fill.expected(calendar))
+    grown = expected[: 960 // BIN_STEPS]
+    assert grown == sorted(grown)
+    assert grown[0] < 10 * 200 < 10 * 1000 < grown[-1]
+    assert expected[-1] == inf  # from then on it can be judged by what it holds
+
+    share = KvShare()
+    share.blocked = True
+    before = share.value
+    share.observe(1.0, used=0.2, to_come=0.0, running=10, waiting=0, expected=0.2)
+    assert share.value == before
+    share.blocked = True
+    share.observe(1.0, used=0.2, to_come=0.0, running=10, waiting=0, expected=0.9)
+    assert share.value > before

@@ -67,7 +67,8 @@ class Offer:
         kind: its times and sizes, as far as known.
         backlog: what its jobs in flight still cost it.
         calendar: what they hold of its KV memory from now on.
-        added_s: seconds of work that it got in this round.
+        added_s: seconds of work that it got in this round, but for steps.
+        added_steps: steps of the longest job among that.
         busy_s: seconds until what it had before will be done (None: not reckoned yet).
         queued_tokens: prompt tokens that it has still to compute.
         max_batched_tokens: tokens it computes in a step.
@@ -88,6 +89,7 @@ class Offer:
     busy_s: float | None = None
     blocked: bool = False
     added_s: float = 0.0
+    added_steps: float = 0.0
     queued_tokens: float = 0.0
     max_batched_tokens: int = 1
     _room: KvRoom | None = None
@@ -125,9 +127,14 @@ class Offer:
 
     def renewed(self) -> None:
         """Its device is not as it was: what was reckoned from it is not true any more."""
-        self._room = self.busy_s = None
-        self.added_s = 0.0
+        self._room = None
         self.blocked = False
+        self.bound()
+
+    def bound(self) -> None:
+        """What it got in this round is in flight now."""
+        self.busy_s = None
+        self.added_s = self.added_steps = 0.0
 
     def _kv_room(self, calendar: KvCalendar) -> KvRoom:
         if self._room is None:

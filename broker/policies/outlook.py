@@ -15,7 +15,8 @@ def busy_seconds(offer: Offer) -> float:
     if offer.busy_s is None:  # an offer lasts until its device changes
         left = offer.backlog.left(offer.calendar.step)
         offer.busy_s = busy_until(replace(offer.kind, backlog=left, backlog_steps=offer.calendar.steps_left))
-    return offer.busy_s + offer.added_s
+    more_steps = max(0.0, offer.added_steps - offer.calendar.steps_left)
+    return offer.busy_s + offer.added_s + more_steps * offer.kind.profile.decode_d * offer.kind.slowdown
 
 
 def busy_until(kind: DeviceKind) -> float:

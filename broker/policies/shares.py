@@ -11,10 +11,11 @@ import numpy as np
 
 from broker.fluid import LengthClass, cost_at, solve
 from broker.policies.base import Offer, Round
+from broker.policies.device_groups import device_groups
 from broker.policies.in_time import plan_in_time
 from broker.policies.kind_shares import KindShares
 from broker.policies.outlook import busy_seconds, predicted_seconds
-from broker.throughput import NO_WORK, DeviceKind, Work, work_of
+from broker.throughput import DeviceKind, Work, work_of
 from broker.window import ClassKey, Jobs
 
 #: The program is solved again no more often than this (seconds); in a steady state, and with the end in sight.
@@ -27,9 +28,11 @@ _MIX_MOVED = 0.1
 #: And where the end can be seen, when this share of what waited has gone.
 _GONE = 0.7
 #: Where the end is in sight, jobs go first whose steps are more than this share of those that their device has left.
-_URGENT = 0.75
+_URGENT = 0.9
 #: A device out of jobs of its own takes others' where it would be done within this share of the time that all need.
 _SPARE = 0.9
+#: A job that costs no more than this, in seconds of the cluster, costs nothing.
+_NOTHING = 1e-12
 #: Jobs of a class that are looked at for its mean lengths.
 _SAMPLE = 8
 
@@ -44,6 +47,7 @@ class Shares:
     _fleet: dict[DeviceKind, int] = field(default_factory=dict[DeviceKind, int])
     _whole: bool = False
     _known: dict[int, tuple[DeviceKind, KindShares]] = field(default_factory=dict[int, tuple[DeviceKind, KindShares]])
+    _members: dict[str, KindShares] = field(default_factory=dict[str, KindShares])  # by device, where the end is near
     _largest: int = 0
     _work: dict[ClassKey, Work] = field(default_factory=dict[ClassKey, Work])
     _solved_at: float = 0.0
@@ -57,7 +61,7 @@ class Shares:
         if turn.now - self._looked_at < max(least, _INTERVAL_A_PAIR_S * len(self._fleet) * len(self._counts)):
             return
         self._looked_at = turn.now
-        for shares in self._kinds.values():
+        for shares in (*self._kinds.values(), *self._members.values()):
             shares.look_again()
         counts = _count(turn)
         fleet = _fleet(turn)
@@ -147,11 +151,14 @@ class Shares:
         self._taken += 1
         if self._whole:
             offer.added_s += self._cost(offer, key)
+            offer.added_steps = max(offer.added_steps, shares.steps.get(key, 0.0) if shares is not None else 0.0)
         if shares is not None:
             shares.took(key)
 
     def of(self, offer: Offer) -> KindShares | None:
-        """The shares of a device's kind. By identity first: a kind is long to hash."""
+        """The shares of a device's group or kind. By identity first: a kind is long to hash."""
+        if self._members:
+            return self._members.get(offer.device)
         kind = offer.kind
         if kind is None:
             return None
@@ -182,33 +189,37 @@ class Shares:
 
     def _solve(self, turn: Round) -> None:
         keys, classes = _classes(turn)
+        groups = device_groups(classes, turn.offers) if turn.whole else []
         kinds = list(self._fleet)
-        backlog = _backlogs(turn) if turn.whole else {}
-        fleet = [
-            replace(kind, count=self._fleet[kind], backlog=backlog[kind][0], backlog_steps=backlog[kind][1])
-            if kind in backlog
-            else replace(kind, count=self._fleet[kind])
-            for kind in kinds
-        ]
+        fleet = [group.kind for group in groups] or [replace(kind, count=self._fleet[kind]) for kind in kinds]
         plan, late = plan_in_time(classes, fleet) if turn.whole else (solve(classes, fleet), None)
         self.seconds, self._solved_at, self._taken = plan.seconds, turn.now, 0
         self._largest = max((kind.most_tokens for kind in kinds), default=0)
         self._work = {key: c.work for key, c in zip(keys, classes, strict=True)}
         self._unplaced = frozenset(keys[c] for c in plan.unplaced)
         worth = [plan.seconds_of(fleet, c.work, c.longest) for c in classes]
-        self._kinds, self._known = {}, {}
-        for k, kind in enumerate(kinds):
+        self._kinds, self._known, self._members = {}, {}, {}
+        for k, kind in enumerate(fleet):
             jobs = {key: float(plan.jobs[c, k]) for c, key in enumerate(keys) if plan.jobs[c, k] > 1e-9}
             served = {key: -turn.rng.random() * n if not turn.whole else 0.0 for key, n in jobs.items()}
             steps = {key: classes[c].work.steps for c, key in enumerate(keys)}
             efficiency = {
-                key: worth[c] / max(cost_at(kind, plan.prices[k], classes[c].work), 1e-12)
+                key: _efficiency(worth[c], cost_at(kind, plan.prices[k], classes[c].work))
                 if kind.can_hold(classes[c].longest) and not (late is not None and late[c, k])
                 else 0.0
                 for c, key in enumerate(keys)
             }
-            steps_left = float(plan.steps[k]) / self._fleet[kind]
-            self._kinds[kind] = KindShares(jobs, served, steps, steps_left, efficiency, kind.most_tokens)
+            steps_left = float(plan.steps[k]) / kind.count
+            shares = KindShares(jobs, served, steps, steps_left, efficiency, kind.most_tokens)
+            if groups:
+                self._members.update(dict.fromkeys(groups[k].devices, shares))
+            else:
+                self._kinds[kinds[k]] = shares
+
+
+def _efficiency(worth: float, cost: float) -> float:
+    """1 where a job costs no more than it is worth; also on a device that has time to spare."""
+    return worth / cost if cost > _NOTHING else 1.0
 
 
 def _count(turn: Round) -> dict[ClassKey, int]:
@@ -225,18 +236,6 @@ def _fleet(turn: Round) -> dict[DeviceKind, int]:
         if offer.kind is not None:
             fleet[offer.kind] = fleet.get(offer.kind, 0) + 1
     return fleet
-
-
-def _backlogs(turn: Round) -> dict[DeviceKind, tuple[Work, float]]:
-    """By kind: the work in flight, and the steps that the longest of it still takes."""
-    found: dict[DeviceKind, tuple[Work, float]] = {}
-    for offer in turn.offers:
-        if offer.kind is None or offer.backlog is None or offer.calendar is None:
-            continue
-        work, steps = found.get(offer.kind, (NO_WORK, 0.0))
-        left = offer.backlog.left(offer.calendar.step)
-        found[offer.kind] = (Work(*map(sum, zip(work, left, strict=True))), max(steps, offer.calendar.steps_left))
-    return found
 
 
 def _classes(turn: Round) -> tuple[list[ClassKey], list[LengthClass]]:
