@@ -1,9 +1,8 @@
 """How long the search for a plan takes, and what the plan is worth.
 
-Time: 100 machines of eight devices of six kinds, on one core: the best plan and the runner-up. Gain: the plan of a
-mixed
-cluster over the same tensor-parallel degree everywhere, at the best such degree, both run in the simulator while a
-backlog lasts.
+Time: 100 machines of eight devices of six kinds, on one core: the best plan and the runner-up; and of inventories in
+which no two machines are alike. Gain: the plan of a mixed cluster over the same tensor-parallel degree everywhere, at
+the best such degree, both run in the simulator while a backlog lasts.
 """
 
 from __future__ import annotations
@@ -16,10 +15,12 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.placing.lengths import Lengths, default_traces, draw, mixes_of
+from benchmarks.planning.inventories import cores_of, inventories
 from benchmarks.planning.uniform import CLUSTERS, machines_of, uniform_row
-from benchmarks.report import Report, Row, at_least, options_parser, run_benchmark
+from benchmarks.report import Report, Row, at_least, note, options_parser, run_benchmark
 from planner.configurations import Space
 from planner.estimate import Estimator, Measured
+from planner.inventory import Machine
 from planner.layouts import machine_types
 from planner.mix import classes_of
 from planner.model_shape import known_shape
@@ -39,11 +40,16 @@ async def main(options: argparse.Namespace) -> Report:
     known = [Measured.of_known(k) for k in read_known([options.data / "profiles"])] if options.data else []
     lengths = _lengths(options.data, options.seed, "all", _REQUESTS)
     times = [_timed(model, known, lengths) for model in _MODELS]
-    tables = {f"{_MACHINES} machines of {_DEVICES} devices: best plan and runner-up": times}
+    unlike = [_searched(model, known, lengths, name, machines) for model in _MODELS for name, machines in inventories()]
+    tables = {
+        f"{_MACHINES} machines of {_DEVICES} devices: best plan and runner-up": times,
+        "Inventories in which no two machines are alike: best plan and runner-up": unlike,
+    }
     jobs = _lengths(options.data, options.seed, "code+conv+sharegpt", options.jobs)
     gains = [uniform_row(cluster, known, jobs, options.seed) for cluster in CLUSTERS]
     summary = {
         "seconds_100x8": max(float(row["seconds"] or 0) for row in times),
+        "seconds_all_different": max(float(row["seconds"] or 0) for row in unlike),
         "gain_over_uniform": min(float(row["gain"] or 0) for row in gains),
     }
     notes = (
@@ -56,18 +62,27 @@ async def main(options: argparse.Namespace) -> Report:
 
 
 def _timed(model: str, known: Sequence[Measured], lengths: Lengths) -> Row:
+    machines = machines_of([(_KINDS[i % len(_KINDS)], _DEVICES) for i in range(_MACHINES)])
+    return _searched(model, known, lengths, "alike by kind", machines)
+
+
+def _searched(
+    model: str, known: Sequence[Measured], lengths: Lengths, inventory: str, machines: Sequence[Machine]
+) -> Row:
     shape = known_shape(model)
     assert shape is not None
-    machines = machines_of([(_KINDS[i % len(_KINDS)], _DEVICES) for i in range(_MACHINES)])
+    note(f"searching: {model}, {len(machines)} machines, {inventory}")
     begun = time.monotonic()
     classes = classes_of(lengths[:, 0], lengths[:, 1])
     space = Space(shape, (shape.dtype,))
-    types = machine_types(machines, space, Estimator(shape, known), classes)
+    types = machine_types(machines, space, Estimator(shape, [*known, *cores_of(model)]), classes)
     result = search(types, classes)
     seconds = time.monotonic() - begun
     return {
         "model": model,
-        "classes": len(classes),
+        "machines": len(machines),
+        "inventory": inventory,
+        "types": len(types),
         "layouts": sum(len(machines.all_layouts) for machines in types),
         "after dominance": sum(len(machines.layouts) for machines in types),
         "seconds": seconds,

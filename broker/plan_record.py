@@ -64,6 +64,10 @@ def _check_plan(plan: PoolPlan) -> None:
     _need(len(plan.workers) <= MOST_WORKERS, f"it has more than {MOST_WORKERS:,} workers")
     for worker in plan.workers:
         _check_worker(worker)
+    _need(len(plan.idle_hosts) <= MOST_WORKERS, f"it has more than {MOST_WORKERS:,} idle_hosts")
+    _need(all(_text(host, 253) and bool(host) for host in plan.idle_hosts), "one of its idle_hosts is no name")
+    both = {worker.host for worker in plan.workers} & set(plan.idle_hosts)
+    _need(not both, f"{min(both, default='')} is to run workers, and nothing")
     _check_together(plan.workers)
 
 

@@ -42,6 +42,7 @@ class PoolPlan(msgspec.Struct, frozen=True, forbid_unknown_fields=False):
         price_per_hour: of all machines in use; None where not known.
         reason: one line on why this plan.
         min_workers: on each host at least so many run, also when nothing waits.
+        idle_hosts: hosts that are to run nothing. What runs on a host that is neither here nor has workers stays.
     """
 
     version: int
@@ -51,3 +52,9 @@ class PoolPlan(msgspec.Struct, frozen=True, forbid_unknown_fields=False):
     price_per_hour: float | None = None
     reason: str = ""
     min_workers: int = 0
+    idle_hosts: tuple[str, ...] = ()
+
+
+def hosts_of(plan: PoolPlan) -> list[str]:
+    """The hosts that should run something, each once, in the plan's order."""
+    return list(dict.fromkeys(worker.host for worker in plan.workers))

@@ -25,10 +25,12 @@ class PlannedMachine:
     Attributes:
         machine: which.
         engines: its engines, alike ones with their number; none where it stays idle.
+        usable: whether there is anything that it could run.
     """
 
     machine: Machine
     engines: tuple[tuple[EngineOption, int], ...]
+    usable: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,6 +181,7 @@ def pool_plan(
         price_per_hour=plan.price_per_hour,
         reason=reason,
         min_workers=min((m.machine.min_workers for m in plan.machines), default=0),
+        idle_hosts=tuple(m.machine.name for m in plan.machines if m.usable and not m.engines),
     )
 
 

@@ -21,6 +21,7 @@ from broker.throughput import Profile
 from planner.device_catalogue import begins, find_spec, words
 from planner.fleet import KnownDevice
 from planner.inventory import CPU, PCIE
+from planner.kernel_rates import KernelRates
 from planner.model_shape import DTYPE_BYTES, ModelShape, known_shape
 from planner.roofline import roofline, sending
 from planner.scaling import Law, Times, fit_law, law_from_one, of_other_model, with_full_batches
@@ -95,17 +96,25 @@ class Estimate:
 class Estimator:
     """Estimates for one model."""
 
-    def __init__(self, shape: ModelShape, measured: Iterable[Measured], names: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        shape: ModelShape,
+        measured: Iterable[Measured],
+        names: Sequence[str] = (),
+        rates: Sequence[KernelRates] = (),
+    ) -> None:
         """Take in what was measured.
 
         Args:
             shape: the model to estimate for.
             measured: of it, and of other models on the same devices: these tell what sending costs there.
             names: further names that profiles may call the model by.
+            rates: what kernels reach on devices that nobody measured an engine on.
         """
         self._shape = shape
         self._names = {_model(name) for name in (shape.name, *names)}
         self._all = list(measured)
+        self._rates = rates
 
     def own(self, device: str) -> list[Measured]:
         """What was measured of this model on such a device.
@@ -241,8 +250,10 @@ class Estimator:
             raise UsageError(
                 f"nothing is known of the device {device!r}: measure it with `tokenyard profile` and give --profiles"
             )
-        times = roofline(self._shape, spec, units, dtype, pcie=interconnect == PCIE)
-        return Estimate(times, _BATCHED_TOKENS, Basis.ROUGH, f"specification of {spec.name}")
+        rates = next((rates for rates in self._rates if _is(rates.device, device)), None)
+        times = roofline(self._shape, spec, units, dtype, pcie=interconnect == PCIE, rates=rates)
+        source = rates.source if rates else f"specification of {spec.name}"
+        return Estimate(times, _BATCHED_TOKENS, Basis.ROUGH, source)
 
 
 def _model(name: str) -> str:

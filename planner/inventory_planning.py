@@ -16,6 +16,7 @@ from planner.cluster_plan import pool_plan, throughput
 from planner.configurations import EngineOption, Space, options_of
 from planner.estimate import Estimator, Measured
 from planner.inventory import Machine
+from planner.kernel_rates import KernelRates
 from planner.layouts import machine_types
 from planner.search import SearchResult, search
 
@@ -29,6 +30,7 @@ class InventoryPlanning:
         space: the model, and what may be chosen.
         worker: the options of ``tokenyard worker`` that name the model.
         names: what profiles may call the model.
+        rates: what kernels reach on devices that nobody measured an engine on.
         measured: what was measured beside the pool's own profiles, such as other models on the same devices.
     """
 
@@ -37,6 +39,7 @@ class InventoryPlanning:
     worker: tuple[str, ...]
     names: tuple[str, ...] = ()
     measured: tuple[Measured, ...] = ()
+    rates: tuple[KernelRates, ...] = ()
 
     def search(self, classes: Sequence[LengthClass], profiles: Sequence[ProfileRecord]) -> SearchResult:
         """The best plan for a mix, and the runner-up.
@@ -70,7 +73,7 @@ class InventoryPlanning:
 
     def _estimator(self, profiles: Sequence[ProfileRecord]) -> Estimator:
         own = [Measured.of_record(record) for record in profiles]
-        return Estimator(self.space.shape, [*self.measured, *own], self.names)
+        return Estimator(self.space.shape, [*self.measured, *own], self.names, self.rates)
 
     def _kinds(self, workers: Sequence[PlannedWorker], estimator: Estimator) -> list[DeviceKind] | None:
         """What each worker is expected to be; None where one is not known."""

@@ -61,7 +61,10 @@ def parse_inventory(value: object, source: str, text: str = "") -> tuple[Machine
     try:
         found = _Inventory.model_validate(value, strict=False)
     except ValidationError as error:
-        raise UsageError(_what_is_wrong(error.errors(include_url=False)[0], source, text)) from None
+        errors = error.errors(include_url=False)
+        # A key that nobody knows is why another one is missing.
+        unknown = [found for found in errors if found["type"] == "extra_forbidden"]
+        raise UsageError(_what_is_wrong((unknown or errors)[0], source, text)) from None
     machines: list[Machine] = []
     for number, described in enumerate(found.machine):
         try:

@@ -28,14 +28,15 @@ _MOST_LAYOUTS = 20_000
 
 @dataclass(frozen=True, slots=True)
 class MachineType:
-    """Machines that are alike, with all that each of them could run.
+    """Machines that are alike but for their prices, with all that each of them could run.
 
     Attributes:
-        names: their host names.
-        machine: one of them, without its name.
+        names: their host names, the cheapest first.
+        machine: one of them, without name and price.
         options: engines that it can run.
         layouts: ways to share its devices out that can be best.
         all_layouts: all ways.
+        prices: an hour of each of them, as ``names``; None, at the end, where not known.
         misfits: why other engines cannot run on it.
     """
 
@@ -44,6 +45,7 @@ class MachineType:
     options: tuple[EngineOption, ...]
     layouts: tuple[Layout, ...]
     all_layouts: tuple[Layout, ...]
+    prices: tuple[float | None, ...]
     misfits: tuple[Misfit, ...] = ()
 
 
@@ -61,15 +63,20 @@ def machine_types(
     Raises:
         UsageError: nothing is known of a device, or the layouts are too many.
     """
-    alike: dict[Machine, list[str]] = {}
+    alike: dict[Machine, list[Machine]] = {}
     for machine in machines:
-        alike.setdefault(machine.alike, []).append(machine.name)
-    return [_type(machine, tuple(names), space, estimator, classes) for machine, names in alike.items()]
+        alike.setdefault(replace(machine.alike, price_per_hour=None), []).append(machine)
+    return [_type(machine, sorted(those, key=_price), space, estimator, classes) for machine, those in alike.items()]
+
+
+def _price(machine: Machine) -> float:
+    return float("inf") if machine.price_per_hour is None else machine.price_per_hour
 
 
 def _type(
-    machine: Machine, names: tuple[str, ...], space: Space, estimator: Estimator, classes: Sequence[LengthClass]
+    machine: Machine, those: Sequence[Machine], space: Space, estimator: Estimator, classes: Sequence[LengthClass]
 ) -> MachineType:
+    names, prices = tuple(m.name for m in those), tuple(m.price_per_hour for m in those)
     options: list[EngineOption] = []
     misfits: list[Misfit] = []
     of_groups: list[list[Layout]] = []
@@ -85,21 +92,21 @@ def _type(
     layouts = [layout for layout in together if _in_bounds(layout, machine)]
     largest = sorted(_largest(layouts, options))
     best = _without_replaceable(largest, options, classes)
-    return MachineType(names, machine, tuple(options), tuple(best), tuple(layouts), tuple(misfits))
+    return MachineType(names, machine, tuple(options), tuple(best), tuple(layouts), prices, tuple(misfits))
 
 
-def without_degree(machines: MachineType, device: str, units: int, classes: Sequence[LengthClass]) -> MachineType:
-    """The same machines, without engines that span so many of these devices."""
-    kept = [option for option in machines.options if (option.device, option.units) != (device, units)]
-    index = {option: i for i, option in enumerate(kept)}
-    layouts = {
-        tuple(sorted((index[machines.options[i]], count) for i, count in layout if machines.options[i] in index))
-        for layout in machines.all_layouts
-    }
-    in_bounds = [layout for layout in layouts if _in_bounds(layout, machines.machine)]
-    largest = sorted(_largest(in_bounds, kept))
-    best = _without_replaceable(largest, kept, classes)
-    return replace(machines, options=tuple(kept), layouts=tuple(best), all_layouts=tuple(in_bounds))
+def with_degree_and_without(
+    machines: MachineType, device: str, units: int, classes: Sequence[LengthClass]
+) -> tuple[MachineType, frozenset[int]]:
+    """The same machines with what is best without engines that span so many of these devices, beside what is best with
+    them; and the layouts that have such engines."""
+    has = {i for i, option in enumerate(machines.options) if (option.device, option.units) == (device, units)}
+    spared = {tuple(part for part in layout if part[0] not in has) for layout in machines.all_layouts}
+    in_bounds = [layout for layout in spared if _in_bounds(layout, machines.machine)]
+    best = _without_replaceable(sorted(_largest(in_bounds, machines.options)), machines.options, classes)
+    layouts = tuple(dict.fromkeys((*machines.layouts, *best)))
+    with_it = frozenset(i for i, layout in enumerate(layouts) if any(option in has for option, _ in layout))
+    return replace(machines, layouts=layouts), with_it
 
 
 def _shares(

@@ -3,36 +3,44 @@ Pure.
 
 The program of ``broker.fluid`` shares jobs of length classes c out among engines of kinds k, so that they are done in
 the least time. Here that time is one second and the number of jobs done in it, ``rate``, is the variable; so are the
-numbers of engines. ``z[m,l]`` machines of type m have the layout l, ``u[m]`` of them are used, and n[k] engines of
-kind k follow:
+numbers of engines. ``z[m,l]`` machines of type m have the layout l, ``u[m,p]`` of those of price p are used, and n[k]
+engines of kind k follow:
 
     maximise rate   where   sum_k x[c,k] = share[c] * rate
                             own[k] . x[:,k] + d[k] * y[k]  <=  n[k]
                             context_steps . x[:,k]  <=  K[k] * y[k]        (seats and tokens a step likewise)
-                            sum_l z[m,l]  <=  u[m]  <=  machines[m]
-                            z, u integer
+                            sum_l z[m,l]  <=  sum_p u[m,p],   u[m,p]  <=  machines[m,p]
+                            sum_l z[m,l]   =  machines[m]   where each must have workers
+                            z integer
 
 Machines that are alike are counted, not told apart: their layouts are columns, as patterns are in cutting stock
-(Gilmore and Gomory, 1961), so that a hundred machines are as easy as ten. With the counts fixed this is
-``broker.fluid`` itself.
+(Gilmore and Gomory, 1961), so that a hundred machines are as easy as ten. So are engines that are alike, whatever
+machine they are on. Of machines that differ in price alone the cheapest are used first, which makes u integer where z
+is. With the counts fixed this is ``broker.fluid`` itself.
+
+For the second-best plan one type of machine has to do without some of its layouts: ``w[m]`` says whether this one.
+
+    sum_l z[m,l]  <=  machines[m] * (1 - w[m])   for these layouts l,   sum_m w[m]  >=  1
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 
 import highspy
 import numpy as np
-from numpy.typing import NDArray
 
 from broker.fluid import LengthClass
+from broker.throughput import DeviceKind
 from planner.layouts import MachineType
+from planner.mixed_integer import Solution, Terms, solve_large, solve_whole
+from planner.sparse_rows import Array, Rows, fill
 
-Array = NDArray[np.float64]
-
-#: HiGHS' word for a solution that keeps to all rows.
-_FEASIBLE = 2
+#: A program of more x than this is solved by way of a smaller one, without those x that are further than this share of
+#: what the job is worth from being worth it.
+_LARGE, _NEAR = 10_000, 0.03
 
 #: A machine type and one of its layouts, by index.
 Column = tuple[int, int]
@@ -78,30 +86,6 @@ class Choice:
     stopped: bool = False
 
 
-class NoTimeError(Exception):
-    """The time ran out before any solution was found."""
-
-
-@dataclass(slots=True)
-class _Rows:
-    """A sparse matrix in the making, with the bounds of its rows."""
-
-    rows: list[NDArray[np.intp]] = field(default_factory=list[NDArray[np.intp]])
-    cols: list[NDArray[np.intp]] = field(default_factory=list[NDArray[np.intp]])
-    values: list[Array] = field(default_factory=list[Array])
-    lower: list[float] = field(default_factory=list[float])
-    upper: list[float] = field(default_factory=list[float])
-
-    def add(
-        self, cols: Sequence[int] | NDArray[np.intp], values: Sequence[float] | Array, low: float, up: float
-    ) -> None:
-        self.rows.append(np.full(len(cols), len(self.lower), dtype=np.intp))
-        self.cols.append(np.asarray(cols, dtype=np.intp))
-        self.values.append(np.asarray(values, dtype=float))
-        self.lower.append(low)
-        self.upper.append(up)
-
-
 class Program:
     """The program for some machines and a mix of jobs, to be solved for one goal after another."""
 
@@ -111,20 +95,26 @@ class Program:
         classes: Sequence[LengthClass],
         gap: float,
         limit_s: float = float("inf"),
+        prove_s: float = float("inf"),
+        spared: Mapping[int, Collection[int]] | None = None,
+        large: int = _LARGE,
     ) -> None:
-        """Lay out the columns: x, y, z, u, rate.
+        """Lay out the columns: x, y, z, u, w, rate.
 
         Args:
             types: the machines.
             classes: jobs that some option can hold; their numbers are shares.
             gap: a solution this near to the best is as good, as a share of the objective.
             limit_s: seconds for all goals together.
+            prove_s: seconds for each goal after which no more is done to prove a solution that was found.
+            spared: types of machines and layouts of each: one type at least does without all of its.
+            large: with more x than this it is solved by way of a smaller program.
         """
-        self._types, self._gap, self._left_s = types, gap, limit_s
-        kinds = [(m, o) for m, machines in enumerate(types) for o in range(len(machines.options))]
-        self._kinds = [types[m].options[o].kind for m, o in kinds]
-        self._kind_at = {pair: k for k, pair in enumerate(kinds)}
+        self._types, self._gap, self._left_s, self._prove_s = types, gap, limit_s, prove_s
+        self._large = large
         self._columns: list[Column] = [(m, n) for m, machines in enumerate(types) for n in range(len(machines.layouts))]
+        self._engines = _engines_of(types, self._columns)
+        self._kinds = list(self._engines)
         jobs = np.array([c.jobs for c in classes], dtype=float)
         self._shares = jobs / jobs.sum()
         self._work = np.array([c.work for c in classes], dtype=float)
@@ -133,7 +123,10 @@ class Program:
         pairs, n = len(self._cs), len(self._kinds)
         self._y, self._z = pairs, pairs + n
         self._u = self._z + len(self._columns)
-        self._rate = self._u + len(types)
+        self._tiers = [(m, price, n) for m, machines in enumerate(types) for price, n in _tiers(machines)]
+        self._w = self._u + len(self._tiers)
+        self._spared = spared or {}
+        self._rate = self._w + len(self._spared)
         self._scale = self._rate_scale()
         self._matrix = self._build()
 
@@ -144,41 +137,36 @@ class Program:
             NoTimeError: the time ran out before anything was found.
         """
         lp, unit = self._model(goal)
-        solver = highspy.Highs()
-        for name, value in (("output_flag", False), ("threads", 1), ("mip_rel_gap", self._gap)):
-            solver.setOptionValue(name, value)
-        solver.setOptionValue("mip_abs_gap", max(1e-9, self._gap * goal.of_value / unit))
-        solver.setOptionValue("time_limit", max(self._left_s, 0.0))
-        solver.passModel(lp)
-        solver.run()
-        self._left_s -= solver.getRunTime()
-        status = solver.getModelStatus()
-        if status in (highspy.HighsModelStatus.kInfeasible, highspy.HighsModelStatus.kUnboundedOrInfeasible):
+        terms = Terms(self._gap, max(1e-9, self._gap * goal.of_value / unit), self.left_s, self._prove_s)
+        large = len(self._cs) > self._large
+        found = solve_large(lp, self._cs, _NEAR, terms) if large else solve_whole(lp, terms)
+        if found is None:
             return None
-        stopped = status == highspy.HighsModelStatus.kTimeLimit
-        if stopped and solver.getInfo().primal_solution_status != _FEASIBLE:
-            raise NoTimeError
-        if not stopped and status != highspy.HighsModelStatus.kOptimal:
-            raise ArithmeticError(f"the program was not solved: {status}")
-        return self._choice(solver, unit, stopped)
+        self._left_s -= found.seconds
+        return self._choice(found, unit)
 
-    def _choice(self, solver: highspy.Highs, unit: float, stopped: bool) -> Choice:
-        values = np.array(solver.getSolution().col_value)
-        counts = {column: round(values[self._z + i]) for i, column in enumerate(self._columns)}
-        info = solver.getInfo()
-        gap = float(info.mip_gap)
-        short = max(float(info.objective_function_value) - float(info.mip_dual_bound), 0.0) * unit
+    @property
+    def left_s(self) -> float:
+        """Seconds that are left for further goals."""
+        return max(self._left_s, 0.0)
+
+    def _choice(self, found: Solution, unit: float) -> Choice:
+        counts = {column: round(found.values[self._z + i]) for i, column in enumerate(self._columns)}
         return Choice(
             {column: count for column, count in counts.items() if count},
-            float(values[self._rate]) * self._scale,
-            sum(count * self._price(m) for (m, _), count in counts.items()),
-            gap if np.isfinite(gap) else float(stopped),
-            short,
-            stopped,
+            float(found.values[self._rate]) * self._scale,
+            self._price(counts),
+            found.gap,
+            max(found.objective - found.bound, 0.0) * unit,
+            found.stopped,
         )
 
-    def _price(self, type_number: int) -> float:
-        return self._types[type_number].machine.price_per_hour or 0.0
+    def _price(self, counts: Mapping[Column, int]) -> float:
+        """Of the cheapest machines of each type, as many as are used."""
+        used: Counter[int] = Counter()
+        for (m, _), count in counts.items():
+            used[m] += count
+        return sum(price or 0.0 for m, count in used.items() for price in self._types[m].prices[:count])
 
     def _rate_scale(self) -> float:
         """A rate of the right order, so that the numbers stay near 1: what one engine does at best, times the
@@ -191,8 +179,8 @@ class Program:
         p = [kind.profile for kind in self._kinds]
         return np.array([[q.prefill_b, q.prefill_c, q.decode_e, q.decode_f] for q in p]).reshape(-1, 4)
 
-    def _build(self) -> _Rows:
-        rows = _Rows()
+    def _build(self) -> Rows:
+        rows = Rows()
         inf = float("inf")
         times, scale = self._times(), self._scale
         for c, share in enumerate(self._shares):
@@ -202,65 +190,72 @@ class Program:
             mine = np.flatnonzero(self._ks == k)
             work = self._work[self._cs[mine]]
             profile = kind.profile
-            engines, counts = self._engines(k)
+            engines = self._engines[kind]
+            at, counts = [self._z + i for i in engines], [-float(n) for n in engines.values()]
             own = work[:, :4] @ times[k] * scale
-            rows.add([*mine, self._y + k, *engines], [*own, profile.decode_d * scale, *(-n for n in counts)], -inf, 0.0)
+            rows.add([*mine, self._y + k, *at], [*own, profile.decode_d * scale, *counts], -inf, 0.0)
             rooms = (profile.kv_tokens, profile.seats, kind.max_batched_tokens)
             for feature, room in zip((3, 2, 4), rooms, strict=True):
                 rows.add([*mine, self._y + k], [*(work[:, feature] / room), -1.0], -inf, 0.0)
         for m in range(len(self._types)):
             mine = [self._z + i for i, (number, _) in enumerate(self._columns) if number == m]
-            rows.add([*mine, self._u + m], [*([1.0] * len(mine)), -1.0], -inf, 0.0)
+            tiers = [self._u + i for i, (number, _, _) in enumerate(self._tiers) if number == m]
+            rows.add([*mine, *tiers], [*([1.0] * len(mine)), *([-1.0] * len(tiers))], -inf, 0.0)
+            if self._types[m].machine.min_workers and mine:  # such a machine is never idle
+                machines = float(len(self._types[m].names))
+                rows.add([*mine], [1.0] * len(mine), machines, machines)
+        for i, (m, layouts) in enumerate(self._spared.items()):
+            mine = [
+                self._z + n for n, (number, layout) in enumerate(self._columns) if number == m and layout in layouts
+            ]
+            machines = float(len(self._types[m].names))
+            rows.add([*mine, self._w + i], [*([1.0] * len(mine)), machines], -inf, machines)
+        if self._spared:
+            rows.add(range(self._w, self._rate), [1.0] * len(self._spared), 1.0, inf)
         return rows
-
-    def _engines(self, kind: int) -> tuple[list[int], list[float]]:
-        """The layouts' columns that bring engines of a kind, and how many each."""
-        cols: list[int] = []
-        counts: list[float] = []
-        for i, (m, layout) in enumerate(self._columns):
-            for option, count in self._types[m].layouts[layout]:
-                if self._kind_at[m, option] == kind:
-                    cols.append(self._z + i)
-                    counts.append(float(count))
-        return cols, counts
 
     def _model(self, goal: Goal) -> tuple[highspy.HighsLp, float]:
         """The program as HiGHS takes it, and the unit in which its objective is counted."""
         rows, inf = self._matrix, highspy.kHighsInf
         columns = self._rate + 1
-        prices = np.array([self._price(m) for m in range(len(self._types))])
-        extra = _Rows()
+        prices = np.array([price for _, price, _ in self._tiers])
+        extra = Rows()
         if goal.most_price_a_rate is not None:
-            cols = [*range(self._u, self._rate), self._rate]
+            cols = [*range(self._u, self._w), self._rate]
             extra.add(cols, [*prices, -goal.most_price_a_rate * self._scale], -inf, 0.0)
         lp = highspy.HighsLp()
-        lp.num_col_, lp.num_row_ = columns, len(rows.lower) + len(extra.lower)
+        lp.num_col_ = columns
         cost = np.zeros(columns)
-        cost[self._u : self._rate] = goal.price_weight * prices
+        cost[self._u : self._w] = goal.price_weight * prices
         cost[self._rate] = -goal.rate_weight * self._scale
         unit = float(np.abs(cost).max()) or 1.0
         lp.col_cost_ = cost / unit
         lower, upper = np.zeros(columns), np.full(columns, inf)
         for i, column in enumerate(self._columns):
             upper[self._z + i] = len(self._types[column[0]].names)
-        upper[self._u : self._rate] = [len(machines.names) for machines in self._types]
+        upper[self._u : self._w] = [n for _, _, n in self._tiers]
+        upper[self._w : self._rate] = 1
         lower[self._rate] = goal.least_rate / self._scale
         lp.col_lower_, lp.col_upper_ = lower, upper
         kind = [highspy.HighsVarType.kContinuous] * columns
-        kind[self._z : self._rate] = [highspy.HighsVarType.kInteger] * (self._rate - self._z)
+        whole = [*range(self._z, self._u), *range(self._w, self._rate)]
+        for column in whole:
+            kind[column] = highspy.HighsVarType.kInteger
         lp.integrality_ = kind
-        _fill(lp, rows, extra)
+        fill(lp, rows, extra)
         return lp, unit
 
 
-def _fill(lp: highspy.HighsLp, rows: _Rows, extra: _Rows) -> None:
-    """Both sets of rows, one below the other, column by column as HiGHS takes them."""
-    at = np.concatenate([*rows.rows, *(part + len(rows.lower) for part in extra.rows)])
-    cols = np.concatenate([*rows.cols, *extra.cols])
-    values = np.concatenate([*rows.values, *extra.values])
-    order = np.argsort(cols, kind="stable")
-    lp.row_lower_ = np.array([*rows.lower, *extra.lower])
-    lp.row_upper_ = np.array([*rows.upper, *extra.upper])
-    lp.a_matrix_.format_ = highspy.MatrixFormat.kColwise
-    lp.a_matrix_.start_ = np.concatenate([[0], np.cumsum(np.bincount(cols, minlength=lp.num_col_))]).astype(np.int32)
-    lp.a_matrix_.index_, lp.a_matrix_.value_ = at[order].astype(np.int32), values[order]
+def _tiers(machines: MachineType) -> list[tuple[float, int]]:
+    """The prices of machines that are alike, ascending, and how many have each."""
+    return sorted(Counter(price or 0.0 for price in machines.prices).items())
+
+
+def _engines_of(types: Sequence[MachineType], columns: Sequence[Column]) -> dict[DeviceKind, dict[int, int]]:
+    """Of each kind of engine, the columns that bring some, and how many each: alike ones of all machines together."""
+    engines: dict[DeviceKind, dict[int, int]] = {}
+    for i, (m, layout) in enumerate(columns):
+        for option, count in types[m].layouts[layout]:
+            of_column = engines.setdefault(types[m].options[option].kind, {})
+            of_column[i] = of_column.get(i, 0) + count
+    return engines

@@ -12,7 +12,7 @@ import msgspec
 from broker.cluster import Heartbeat
 from broker.connection import RedisClient
 from broker.errors import TokenyardError
-from broker.pool_plan import PoolPlan
+from broker.pool_plan import PoolPlan, hosts_of
 from broker.profiles import ProfileRecord
 from broker.recent_mix import RecentMix
 from broker.store.monitor import MonitorStore
@@ -39,6 +39,8 @@ _START_S = 60.0
 #: Fewer ended jobs are no mix to plan for.
 _LEAST_JOBS = 20
 _BEAT_S = 0.5
+#: Hosts that are named one by one.
+_NAMED = 3
 
 
 class LookTerms(NamedTuple):
@@ -117,7 +119,9 @@ class Replanner:
         written = await self._plans.write(plan, stored)
         if written is None:
             return "another planner has written a plan meanwhile: this one is dropped"
-        return f"plan {written.version}: {len(plan.workers)} workers, saves {_percent(gain)} of the time; {plan.reason}"
+        line = f"plan {written.version}: {len(plan.workers)} workers, saves {_percent(gain)} of the time; {plan.reason}"
+        missing = await self._plans.without_supervisor(hosts_of(written))
+        return f"{line}; no supervisor on {', '.join(missing[:_NAMED])} ({len(missing)})" if missing else line
 
     async def _gain(
         self, today: PoolPlan | None, best: PoolPlan, mix: RecentMix, profiles: list[ProfileRecord], load: Load

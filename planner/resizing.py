@@ -88,8 +88,9 @@ def key_of(worker: PlannedWorker) -> str:
 
 
 def same_workers(one: PoolPlan, other: PoolPlan) -> bool:
-    """Whether two plans run the same."""
-    return {key_of(w) for w in one.workers} == {key_of(w) for w in other.workers}
+    """Whether two plans run the same, and nothing on the same hosts."""
+    same_idle = set(one.idle_hosts) == set(other.idle_hosts)
+    return same_idle and {key_of(w) for w in one.workers} == {key_of(w) for w in other.workers}
 
 
 def change_between(today: PoolPlan, new: PoolPlan, start_s: float, today_tokens_per_s: float) -> Change:

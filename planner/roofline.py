@@ -1,4 +1,4 @@
-"""Times of a device by its public specification alone: a first and rough estimate. Pure.
+"""Times of a device by its public specification, or by what its kernels do: a first and rough estimate. Pure.
 
 Weights and KV cache are read at the memory's pace, tokens computed at the tensor cores' (Williams, Waterman and
 Patterson,
@@ -9,6 +9,7 @@ Patterson,
 from __future__ import annotations
 
 from planner.device_catalogue import DeviceSpec
+from planner.kernel_rates import KernelRates
 from planner.model_shape import DTYPE_BYTES, ModelShape
 from planner.scaling import Law, Times
 
@@ -22,7 +23,9 @@ _LINK_SHARE, _REDUCE_S = 0.35, 25e-6
 _NONE = Times(0, 0, 0, 0, 0, 0)
 
 
-def roofline(shape: ModelShape, spec: DeviceSpec, devices: int, dtype: str, *, pcie: bool) -> Times:
+def roofline(
+    shape: ModelShape, spec: DeviceSpec, devices: int, dtype: str, *, pcie: bool, rates: KernelRates | None = None
+) -> Times:
     """The times of a model on such devices.
 
     Args:
@@ -31,9 +34,11 @@ def roofline(shape: ModelShape, spec: DeviceSpec, devices: int, dtype: str, *, p
         devices: how many share the model.
         dtype: precision.
         pcie: whether all-reduces cross the host's bridge, though the devices have a link of their own.
+        rates: what kernels reach on such a device, where that was measured.
     """
-    flops = spec.flops * _FLOPS_SHARE * 2 / DTYPE_BYTES[dtype]
-    bandwidth = spec.bandwidth * _BANDWIDTH_SHARE
+    reached = rates.flops if rates else spec.flops * _FLOPS_SHARE
+    flops = reached * 2 / DTYPE_BYTES[dtype]
+    bandwidth = rates.bandwidth if rates else spec.bandwidth * _BANDWIDTH_SHARE
     token = 2 * shape.parameters / flops
     weights = shape.weight_bytes(dtype) / bandwidth
     attention = 2 * shape.layers * shape.attention_heads * shape.head_size / flops

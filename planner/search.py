@@ -13,9 +13,9 @@ from dataclasses import dataclass, replace
 from broker.errors import UsageError
 from broker.fluid import LengthClass
 from planner.cluster_plan import ClusterPlan, PlannedMachine, cluster_plan
-from planner.inventory import Machine
-from planner.layouts import MachineType, without_degree
-from planner.program import Choice, Goal, NoTimeError, Program
+from planner.layouts import MachineType, with_degree_and_without
+from planner.mixed_integer import NoTimeError
+from planner.program import Choice, Goal, Program
 
 #: A plan within this share of the best is taken for the best: far less than any prediction is true to.
 GAP = 1e-4
@@ -24,6 +24,8 @@ _ROUNDS, _LEAST_GAIN = 50, 1e-9
 _FEWER = "give fewer --seats or --dtype, or plan for some of the machines"
 #: A price is searched for so long (seconds of HiGHS' own clock).
 LIMIT_S = 60.0
+#: Once a plan of the highest throughput, or a runner-up, is found, no more is done to prove it after this (seconds).
+_PROVE_S = 4.0
 _HOUR_S = 3600.0
 
 
@@ -47,36 +49,45 @@ class SearchResult:
     left_out: float
 
 
-def search(types: Sequence[MachineType], classes: Sequence[LengthClass], gap: float = GAP) -> SearchResult:
+def search(
+    types: Sequence[MachineType], classes: Sequence[LengthClass], gap: float = GAP, limit_s: float = LIMIT_S
+) -> SearchResult:
     """The plan of the highest throughput on a mix, and the runner-up.
 
     Args:
         types: machines with their layouts.
         classes: the mix; what no configuration can hold is left out.
         gap: a plan this near to the best is as good, as a share of its throughput.
+        limit_s: seconds to search for both; then the best found by then is the plan, ``stopped``, with the gap that is
+            left.
 
     Raises:
-        NoPlanError: no machine can run the model, or no job of the mix.
+        NoPlanError: no machine can run the model, or no job of the mix; or nothing was found in time.
     """
     kept, left_out = placeable(types, classes)
-    program = Program(types, kept, gap)
-    best = program.solve(Goal())
+    program = Program(types, kept, gap, limit_s, _PROVE_S)
+    try:
+        best = program.solve(Goal())
+    except NoTimeError:
+        raise NoPlanError(f"no plan was found in {limit_s:g} s: {_FEWER}") from None
     if best is None:
         raise NoPlanError(_no_plan(types))
-    return SearchResult(_plan(types, best, kept), _runner_up(types, best, kept, gap), left_out)
+    return SearchResult(_plan(types, best, kept), _runner_up(types, best, kept, gap, program.left_s), left_out)
 
 
 def _runner_up(
-    types: Sequence[MachineType], best: Choice, classes: Sequence[LengthClass], gap: float
+    types: Sequence[MachineType], best: Choice, classes: Sequence[LengthClass], gap: float, limit_s: float
 ) -> ClusterPlan | None:
-    plans: list[ClusterPlan] = []
+    """One program that says, too, which kind of machine does without the degree; None where the time is over."""
+    changed = [*types]
+    spared: dict[int, frozenset[int]] = {}
     for m, (device, units) in _main_degrees(types, best).items():
-        changed = [*types]
-        changed[m] = without_degree(types[m], device, units, classes)
-        found = Program(changed, classes, gap).solve(Goal())
-        if found is not None and found.rate > 0:
-            plans.append(_plan(changed, found, classes))
-    return max(plans, key=lambda plan: plan.jobs_per_s, default=None)
+        changed[m], spared[m] = with_degree_and_without(types[m], device, units, classes)
+    try:
+        found = Program(changed, classes, gap, limit_s, _PROVE_S, spared).solve(Goal()) if spared else None
+    except NoTimeError:
+        return None
+    return _plan(changed, found, classes) if found is not None and found.rate > 0 else None
 
 
 def cheapest(
@@ -107,7 +118,7 @@ def cheapest(
         NoPlanError: a price is not known, no plan is fast and cheap enough (says by how much), or none was found in
             time.
     """
-    if missing := [machines.names[0] for machines in types if machines.machine.price_per_hour is None]:
+    if missing := [machines.names[-1] for machines in types if machines.prices[-1] is None]:
         raise NoPlanError(f"price_per_hour of {missing[0]} is not known: a price cannot be reckoned without")
     kept, left_out = placeable(types, classes)
     todo = jobs * (1 - left_out)
@@ -195,14 +206,14 @@ def least_price(program: Program, start: Choice, least_rate: float) -> Choice:
         except NoTimeError:
             return _stopped(best, bound)
         if found is None or not found.rate > 0:
-            return best
+            return replace(best, gap=0.0)
         if least_rate > 0:
             most = ratio * found.rate - found.price_per_hour + found.short
             bound = max(bound, ratio - most / least_rate)
         if found.price_per_hour / found.rate < ratio * (1 - _LEAST_GAIN):
             best = found
         elif not found.stopped:
-            return best
+            return replace(best, gap=found.short / best.price_per_hour if best.price_per_hour else 0.0)
         if found.stopped:
             return _stopped(best, bound)
     return best
@@ -233,15 +244,12 @@ def _plan(types: Sequence[MachineType], choice: Choice, classes: Sequence[Length
     planned: list[PlannedMachine] = []
     for m, machines in enumerate(types):
         layouts = [layout for (n, layout), count in sorted(choice.layouts.items()) if n == m for _ in range(count)]
-        for i, name in enumerate(machines.names):
+        for i, (name, price) in enumerate(zip(machines.names, machines.prices, strict=True)):
             counts = machines.layouts[layouts[i]] if i < len(layouts) else ()
             engines = tuple((machines.options[option], count) for option, count in counts)
-            planned.append(PlannedMachine(_named(machines, name), engines))
+            machine = replace(machines.machine, name=name, price_per_hour=price)
+            planned.append(PlannedMachine(machine, engines, usable=any(machines.layouts)))
     return cluster_plan(planned, classes, choice.gap, stopped=choice.stopped)
-
-
-def _named(machines: MachineType, name: str) -> Machine:
-    return replace(machines.machine, name=name)
 
 
 def _no_plan(types: Sequence[MachineType]) -> str:

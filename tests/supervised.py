@@ -67,9 +67,10 @@ class Site:
         self.started.append(process)
         return process
 
-    async def write(self, *workers: PlannedWorker, least: int = 0) -> PoolPlan:
+    async def write(self, *workers: PlannedWorker, least: int = 0, idle: tuple[str, ...] = ()) -> PoolPlan:
         """Write a plan, as the planner does."""
-        plan = await self.plans.write(PoolPlan(1, 0.0, workers, min_workers=least), await self.plans.read())
+        new = PoolPlan(1, 0.0, workers, min_workers=least, idle_hosts=idle)
+        plan = await self.plans.write(new, await self.plans.read())
         assert plan is not None
         return plan
 

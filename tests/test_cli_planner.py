@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 from cli_process import start, tokenyard
-from cluster_fixtures import Cluster, cluster_of, eventually
+from cluster_fixtures import PATIENCE_S, Cluster, cluster_of, eventually
 from pydantic import SecretStr
 from test_inventory_planning import MODEL, RECORD
 from test_replanning import end_jobs, plans
 
 from broker.store.profiles import ProfileStore
+from planner.tasks import ask
 from tokenyard.planner_process import measure_here
 
 MACHINES = '[[machine]]\nname = "h1"\ndevices = [{ kind = "L4", count = 2 }]\n'
@@ -57,6 +58,22 @@ async def test_killed_and_started_again_it_goes_on_with_its_plan(cluster: Cluste
     plan = (await plans(cluster).read()).plan
     assert plan is not None
     assert {worker.host for worker in plan.workers} == {"h1"}
+
+
+async def test_of_two_planners_one_is_killed_and_the_other_goes_on(cluster: Cluster, machines: Path) -> None:
+    pool = cluster.settings.pool
+    words = ["planner", machines, "--model", MODEL, "--pool", pool, "--every-s", "5", "--watch-s", "0"]
+    first, second = [await start(cluster.url, *words) for _ in range(2)]
+    for planner in (first, second):
+        await planner.says("planning for pool")
+    first.process.kill()
+    await first.process.wait()
+    await eventually(plans(cluster).token, "the other one plans")
+    await cluster.redis.delete(cluster.keys.plan)
+    said = await ask(cluster.redis, pool, "replan", timeout_s=PATIENCE_S)
+    assert said.startswith(("plan 1: ", "plan 1 is the best"))
+    second.interrupt()
+    assert (await second.end()).code == 0
 
 
 async def test_an_inventory_with_a_typo_is_one_line_and_no_plan(cluster: Cluster, wrong: Path) -> None:

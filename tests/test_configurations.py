@@ -96,9 +96,11 @@ class TestLayouts:
         counts = {sum(n for _, n in layout) for layout in four.layouts}
         assert counts == {2, 3}
 
-    def test_machines_that_are_alike_are_one_type(self) -> None:
+    def test_machines_that_are_alike_but_for_the_price_are_one_type(self) -> None:
         hosts = [machine("a"), machine("b"), machine("c", count=3), machine("d", price_per_hour=1.0)]
-        assert [of.names for of in machine_types(hosts, space(), estimator())] == [("a", "b"), ("c",), ("d",)]
+        types = machine_types(hosts, space(), estimator())
+        assert [of.names for of in types] == [("d", "a", "b"), ("c",)]
+        assert [of.prices for of in types] == [(1.0, None, None), (None,)]
 
     def test_what_two_smaller_engines_do_better_is_left_out(self) -> None:
         slow_pair = estimator(measured("X1"), measured("X1", 2, 0.99))

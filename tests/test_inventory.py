@@ -58,6 +58,8 @@ def test_machines_are_read_with_what_the_catalogue_knows() -> None:
         ("price_per_hour", "price_per_our", "inv.toml:4: machine.1.price_per_our: there is no such key; did you mean"),
         ("interconnect", "cables", "inv.toml:16: machine.3.cables: there is no such key; there are name,"),
         ("count = 2", "cont = 2", "inv.toml:11: machine.2.devices.1.cont: there is no such key; did you mean 'count'?"),
+        ("name", "nmae", "inv.toml:3: machine.1.nmae: there is no such key; did you mean 'name'?"),
+        ("devices", "devcies", "inv.toml:6: machine.1.devcies: there is no such key; did you mean 'devices'?"),
         ("count = 8", "count = -8", "inv.toml:6: machine.1.devices.1.count: Input should be greater"),
         ("count = 8", "count = 80", "inv.toml:2: big: 80 x A100-SXM4-80GB: no machine has more than 16"),
         ("count = 8", "count = 8, memory_gib = 800", "memory_gib 800 of A100-SXM4-80GB is impossible: one has 80 GiB"),
@@ -78,7 +80,7 @@ def test_machines_are_read_with_what_the_catalogue_knows() -> None:
 def test_what_is_wrong_is_said_with_its_place(old: str, new: str, said: str) -> None:
     assert old in GOOD
     with pytest.raises(UsageError) as caught:
-        read(GOOD.replace(old, new))
+        read(GOOD.replace(old, new, 1))
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
 

@@ -61,6 +61,8 @@ def test_fields_of_a_later_version_are_passed_over() -> None:
         (changed(price_per_hour=-0.5), "price"),
         (changed(reason="two\nlines"), "reason"),
         (changed(min_workers=-1), "min_workers"),
+        (changed(idle_hosts=["h\n"]), "idle_hosts"),
+        (changed(idle_hosts=["h1"]), "h1 is to run workers, and nothing"),
         (with_worker(name="a b"), "name"),
         (with_worker(name="../x"), "name"),
         (with_worker(host=""), "host"),

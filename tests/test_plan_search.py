@@ -13,12 +13,13 @@ from hypothesis import strategies as st
 from plan_machines import SMALL, estimator, machine, measured, space
 
 from broker.fluid import LengthClass
-from planner.cluster_plan import throughput
+from planner.cluster_plan import pool_plan, throughput
 from planner.configurations import EngineOption, Space, options_of
 from planner.estimate import Estimator, Measured
 from planner.inventory import Machine
 from planner.layouts import MachineType, machine_types
-from planner.program import Choice, Goal, NoTimeError, Program
+from planner.mixed_integer import NoTimeError
+from planner.program import Choice, Goal, Program
 from planner.scaling import Times
 from planner.search import GAP, NoPlanError, cheapest, fastest_within, least_price, search
 
@@ -107,6 +108,14 @@ def test_it_finds_what_trying_everything_finds(
     if found.runner_up is not None:
         assert found.runner_up.jobs_per_s <= found.best.jobs_per_s * (1 + GAP)
 
+    large = Program(types, mix, 0.0, large=0).solve(Goal())
+    assert large is not None
+    assert large.rate == pytest.approx(max(rates), rel=GAP)
+    unproven = Program(types, mix, 0.0, prove_s=0.0, large=0).solve(Goal())
+    assert unproven is not None
+    assert unproven.rate <= max(rates) * (1 + GAP)
+    assert unproven.rate * (1 + unproven.gap) >= max(rates) * (1 - GAP)
+
 
 def priced(*prices: float) -> list[Machine]:
     return [machine(f"m{i}", count=2, price_per_hour=price) for i, price in enumerate(prices)]
@@ -162,6 +171,36 @@ class TestByHand:
         assert second.jobs_per_s == pytest.approx(max(others), rel=1e-6)
         assert second.jobs_per_s < best.jobs_per_s
 
+    def test_of_several_machines_the_one_that_loses_least_is_changed_for_it(self) -> None:
+        some = estimator(*(measured(d, n, s) for d, n, s in (("X1", 1, 1.0), ("X1", 2, 0.6), ("Y1", 1, 3.0))))
+        hosts = [machine("a"), machine("b", "Y1")]
+        found = search(machine_types(hosts, space(), some, MIX), MIX, gap=0.0)
+        assert found.runner_up is not None
+        kinds = {
+            planned.machine.name: {(option.device, option.units) for option, _ in planned.engines}
+            for planned in found.best.machines
+        }
+        others = [
+            rate
+            for plan in every_plan(hosts, space(), some)
+            if any(
+                not kinds[host.name] & {(option.device, option.units) for option, _ in engines}
+                for host, engines in zip(hosts, plan, strict=True)
+            )
+            and (rate := rate_of(plan, MIX)) is not None
+        ]
+        assert all(len(degrees) == 1 for degrees in kinds.values())
+        assert found.runner_up.jobs_per_s == pytest.approx(max(others), rel=1e-6)
+
+    def test_machines_that_differ_in_price_alone_are_paid_for_from_the_cheapest_on(self) -> None:
+        hosts = priced(3.0, 1.0, 2.0)
+        types = machine_types(hosts, space(), estimator(), MIX)
+        assert [of.names for of in types] == [("m1", "m2", "m0")]
+        alone = search(machine_types(hosts[:1], space(), estimator(), MIX), MIX).best
+        found = cheapest(types, MIX, 1000, deadline_s=1.01 * alone.seconds(1000) / 2)
+        assert {m.machine.name: m.machine.price_per_hour for m in found.machines if m.engines} == {"m1": 1.0, "m2": 2.0}
+        assert found.price_per_hour == pytest.approx(3.0)
+
     def test_every_device_that_helps_is_used(self) -> None:
         hosts = [machine("a"), machine("b"), machine("c", "cpu", 4, 32.0)]
         some = estimator(measured("X1"), measured("X1", 2, 0.6), measured("cpu", 2, 40.0))
@@ -206,6 +245,14 @@ class TestBudget:
     def test_a_loose_deadline_takes_the_cheapest_machine_alone(self) -> None:
         found = cheapest(self.types(5.0, 1.0, 3.0), MIX, 1000, deadline_s=1e6)
         assert [m.machine.name for m in found.machines if m.engines] == ["m1"]
+
+    def test_a_machine_that_must_have_workers_is_taken_and_one_that_need_not_is_emptied(self) -> None:
+        hosts = [*priced(1.0, 30.0), machine("dear", count=2, price_per_hour=9.0, min_workers=1)]
+        found = cheapest(machine_types(hosts, space(), estimator(), MIX), MIX, 1000, deadline_s=1e6)
+        assert {m.machine.name for m in found.machines if m.engines} == {"m0", "dear"}
+        written = pool_plan(found, ("--model", "m"), version=1, made=0.0, reason="")
+        assert written.idle_hosts == ("m1",)
+        assert {worker.host for worker in written.workers} == {"m0", "dear"}
 
     def test_a_tight_one_takes_all(self) -> None:
         types = self.types(5.0, 1.0, 3.0)
@@ -262,6 +309,8 @@ class TestTimeLimit:
         types = machine_types(priced(5.0, 1.0, 3.0), space(), estimator(), MIX)
         with pytest.raises(NoPlanError, match="no plan was found in 0 s: give fewer --seats"):
             cheapest(types, MIX, 10, deadline_s=1e6, limit_s=0.0)
+        with pytest.raises(NoPlanError, match="no plan was found in 0 s: give fewer --seats"):
+            search(types, MIX, limit_s=0.0)
 
     def test_a_budget_is_given_what_was_found_in_time(self) -> None:
         """What costs least is no longer made faster; how much faster it could be is said."""

@@ -14,23 +14,25 @@ from typer.testing import CliRunner
 
 from broker.fluid import LengthClass
 from broker.pool_plan import PlannedWorker, PoolPlan
-from broker.store.plans import PlanStore
+from broker.store.plans import HOST_TTL_S, PlanStore
 from planner.cluster_plan import ClusterPlan
 from planner.layouts import machine_types
 from planner.search import search
 from tokenyard.cli import app
-from tokenyard.plan_writing import PlanOverwrittenError, read_plan, write_plan
+from tokenyard.plan_writing import PlanOverwrittenError, read_plan, said, write_plan
 from tokenyard.supervision import own_workers
 
 __all__ = ["folder"]
 
 MODEL = ("--model", "small-model")
+HOSTS = ("big", "l4-1", "l4-2", "l4-3", "l4-4", "h1")
 BEFORE = PoolPlan(1, 0.0, (PlannedWorker("a", "old-host", ("--seats", "8")),), min_workers=1)
 
 
 @pytest.fixture
 async def cluster(redis_url: str, pool: str) -> AsyncGenerator[Cluster]:
     async with cluster_of(redis_url, pool) as cluster:
+        await plans(cluster).mark_hosts(HOSTS)
         yield cluster
 
 
@@ -77,12 +79,13 @@ async def test_a_plan_for_a_deadline_is_the_one_that_is_written(cluster: Cluster
     assert written is not None
     assert written.version == 2
     assert "big" not in {worker.host for worker in written.workers}  # eight times the price of the others
+    assert "big" in written.idle_hosts
 
 
 @pytest.mark.parametrize(
     ("was", "wrong", "said"),
     [
-        ("kind", "knid", "inv.toml:2: machine.1.devices.1.kind: Field required"),
+        ("kind", "knid", "machine.1.devices.1.knid: there is no such key; did you mean 'kind'?"),
         ("memory_gib = 16", "memory_gib = -1", "memory_gib"),
         ('"big"', '"the big one"', "'the big one-gpu0' is no worker's name"),
     ],
@@ -123,17 +126,30 @@ async def test_rubbish_in_its_place_is_replaced(cluster: Cluster) -> None:
     await cluster.redis.execute_command("HSET", cluster.keys.plan, "version", "7", "plan", "{")
     over = await read_plan(cluster.redis, pool)
     assert over.problem
-    said = await write_plan(cluster.redis, pool, found("h1"), over, MODEL, 0.9)
-    assert said.startswith(f"plan 8 of pool {pool}: ")
+    line = await write_plan(cluster.redis, pool, found("h1"), over, MODEL, 0.9)
+    assert line.startswith(f"plan 8 of pool {pool}: ")
     assert (await plans(cluster).read()).plan is not None
+
+
+async def test_hosts_that_are_to_run_nothing_and_hosts_that_nobody_watches_are_named(cluster: Cluster) -> None:
+    pool, store = cluster.settings.pool, plans(cluster)
+    whole = PoolPlan(1, 0.0, (PlannedWorker("a", "h1"), PlannedWorker("b", "h2")))
+    idle = PoolPlan(2, 0.0, (PlannedWorker("c", "h3"),), idle_hosts=("h1",))
+    assert await store.without_supervisor(["h1", "h2"]) == ["h2"]
+    assert await store.without_supervisor([]) == []
+    assert said(pool, idle, whole, ["h3"]).endswith(
+        "; h1 will run nothing; it has nothing for h2: what runs there stays as it is; "
+        "no supervisor on h3: nothing of it starts there before one does"
+    )
+    assert 0 < await cluster.redis.ttl(cluster.keys.host("h1")) <= HOST_TTL_S
 
 
 async def test_no_more_than_three_hosts_are_named(cluster: Cluster) -> None:
     pool = cluster.settings.pool
     gone = tuple(PlannedWorker(f"w{n}", f"g{n}") for n in range(5))
     await plans(cluster).write(PoolPlan(1, 0.0, gone), await plans(cluster).read())
-    said = await write_plan(cluster.redis, pool, found("h1"), await read_plan(cluster.redis, pool), MODEL, 0.9)
-    assert said.endswith("; it has nothing for g0, g1, g2 and others: what runs there stays as it is")
+    line = await write_plan(cluster.redis, pool, found("h1"), await read_plan(cluster.redis, pool), MODEL, 0.9)
+    assert line.endswith("; it has nothing for g0, g1, g2 and others: what runs there stays as it is")
 
 
 def test_without_a_redis_nothing_is_searched(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -90,7 +90,9 @@ class TestLooks:
         await end_jobs(cluster)
         menu = Menu(a=100.0)
         look = planner(cluster, menu).look
-        assert (await look()).startswith("plan 1: ")
+        said = await look()
+        assert said.startswith("plan 1: ")
+        assert said.endswith("; the menu says a; no supervisor on h (1)")
         first = await stored(cluster)
         assert first.workers == (pool_worker("a"),)
         assert first.made > 1e9
@@ -100,6 +102,9 @@ class TestLooks:
         menu.rates["b"] = 200.0
         assert (await look()).startswith("plan 2: 1 workers, saves 4")
         second = await stored(cluster)
+        await plans(cluster).mark_hosts(["h"])
+        menu.rates["c"] = 400.0
+        assert (await look()).endswith("; the menu says c")
         assert (second.version, second.workers, second.reason) == (2, (pool_worker("b"),), "the menu says b")
 
     async def test_asked_for_any_gain_is_enough_but_no_loss(self, cluster: Cluster) -> None:

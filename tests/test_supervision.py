@@ -6,6 +6,7 @@ import random
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -210,6 +211,7 @@ class TestOwnWorkers:
     def test_a_plan_for_another_host_says_so(self) -> None:
         with pytest.raises(UsageError, match="plan 7 has no worker for host h2 \\(it names h1\\)"):
             own_workers(self.PLAN, "h2", ["m"], 4)
+        assert own_workers(msgspec.structs.replace(self.PLAN, idle_hosts=("h2",)), "h2", ["m"], 4) == ()
 
     def test_a_model_that_may_not_run_here(self) -> None:
         with pytest.raises(UsageError, match="plan 7, worker a: the model 'm' is none of those"):

@@ -92,7 +92,10 @@ async def test_what_makes_no_sense_leaves_the_pool_as_it_was(site: Site) -> None
     await site.cluster.redis.set(site.plans.keys.plan, "not even a hash")
     await site.says("of another kind")
     await site.settled(worker)
+    assert await site.plans.without_supervisor(["here", "there"]) == ["there"]
     assert (site.said.count(" starts (log: "), site.said.count(" drains")) == (1, 0)
     await site.write(planned("b"))
     await site.settled(planned("b"))
+    await site.write(planned("b", host="there"), idle=("here",))
+    await site.settled()
     await site.stop(supervisor)

@@ -59,6 +59,14 @@ class HostPlan:
         """Process names of what is wanted now."""
         return [process_name(worker) for worker in self._wanted]
 
+    @property
+    def hosts(self) -> set[str]:
+        """The hosts of the plan whose workers are run from here: this one, or those that it stands for."""
+        if self._plan is None:
+            return {self._host}
+        seen = zip(self._plan.workers, self._view(self._plan).workers, strict=True)
+        return {self._host, *(planned.host for planned, here in seen if here.host == self._host)}
+
     async def refresh(self, plans: PlanStore) -> None:
         """Take over a plan that was written since."""
         if await plans.token() == self._token:
@@ -116,7 +124,7 @@ class HostPlan:
 
     def reached(self) -> None:
         """All that is wanted now serves: this plan can be gone back to."""
-        if self._plan is not None and self._wanted:
+        if self._plan is not None and (self._wanted or self._host in self._plan.idle_hosts):
             self._good = self._plan
             self._memory.keep(self._plan)
 

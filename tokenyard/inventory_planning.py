@@ -8,6 +8,7 @@ from pathlib import Path
 from planner.inventory_planning import InventoryPlanning
 from planner.planning import Planning
 from tokenyard.inventory_file import read_inventory
+from tokenyard.kernel_database import known_rates
 from tokenyard.model_config import read_model
 from tokenyard.planning import read_measured, space_of
 
@@ -52,4 +53,5 @@ def planning_for(choice: InventoryChoice) -> Planning:
         worker=("--model", choice.model, *(word for name in choice.served_names for word in ("--served-name", name))),
         names=(*choice.served_names, choice.model),
         measured=tuple(read_measured(choice.profiles, [])),
+        rates=known_rates(),
     )

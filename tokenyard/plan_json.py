@@ -18,6 +18,7 @@ def outcome_json(outcome: PlanOutcome) -> dict[str, Any]:
         "runner_up": plan_json(outcome.result.runner_up) if outcome.result.runner_up else None,
         "left_out_share": outcome.result.left_out,
         "idle": [{"machine": name, "reason": str(misfit)} for name, misfit in outcome.idle],
+        "without_supervisor": list(outcome.unwatched),
         "today": None,
     }
     if today is not None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from broker.connection import RedisClient
 from broker.errors import TokenyardError
-from broker.pool_plan import PoolPlan
+from broker.pool_plan import PoolPlan, hosts_of
 from broker.store.monitor import MonitorStore
 from broker.store.plans import PlanStore, StoredPlan
 from planner.cluster_plan import ClusterPlan, pool_plan
@@ -50,26 +50,36 @@ async def write_plan(
     new = pool_plan(plan, model, version=1, made=made, reason=reason, utilization=utilization)
     if over.plan is not None and same_workers(over.plan, new) and over.plan.min_workers == new.min_workers:
         return f"plan {over.plan.version} of pool {pool} has these very workers: it stays"
-    written = await PlanStore(redis, pool).write(new, over)
+    plans = PlanStore(redis, pool)
+    written = await plans.write(new, over)
     if written is None:
         raise PlanOverwrittenError(
             f"another plan of pool {pool} was written meanwhile: it stays; look at it and run this again"
         )
-    return said(pool, written, over.plan)
+    return said(pool, written, over.plan, await plans.without_supervisor(hosts_of(written)))
 
 
-def said(pool: str, written: PoolPlan, before: PoolPlan | None) -> str:
-    """One line on a plan that was written, and on hosts that it has nothing for any more."""
+def said(pool: str, written: PoolPlan, before: PoolPlan | None, unwatched: Sequence[str] = ()) -> str:
+    """One line on a plan that was written, on hosts that it has nothing for any more, and on ``unwatched`` ones, where
+    no supervisor carries it out."""
     hosts = {worker.host for worker in written.workers}
-    gone = sorted({worker.host for worker in before.workers} - hosts) if before else []
+    ran = {worker.host for worker in before.workers} - hosts if before else set[str]()
+    idle, gone = sorted(ran & set(written.idle_hosts)), sorted(ran - set(written.idle_hosts))
     line = (
         f"plan {written.version} of pool {pool}: {_count(len(written.workers), 'worker')} on "
         f"{_count(len(hosts), 'host')}; their supervisors carry it out"
     )
-    if not gone:
-        return line
-    names = ", ".join(gone[:_MOST_HOSTS]) + (" and others" if len(gone) > _MOST_HOSTS else "")
-    return f"{line}; it has nothing for {names}: what runs there stays as it is"
+    if idle:
+        line += f"; {_names(idle)} will run nothing"
+    if gone:
+        line += f"; it has nothing for {_names(gone)}: what runs there stays as it is"
+    if unwatched:
+        line += f"; no supervisor on {_names(unwatched)}: nothing of it starts there before one does"
+    return line
+
+
+def _names(hosts: Sequence[str]) -> str:
+    return ", ".join(hosts[:_MOST_HOSTS]) + (" and others" if len(hosts) > _MOST_HOSTS else "")
 
 
 def _count(number: int, what: str) -> str:

@@ -113,10 +113,11 @@ def own_workers(plan: PoolPlan, host: str, models: Collection[str], cores: int) 
         cores: how many cores it has.
 
     Raises:
-        UsageError: there is none of this host, or one that cannot be; the message says why.
+        UsageError: there is none of this host, and it is not to run nothing either; or one that cannot be. The message
+            says why.
     """
     own = tuple(worker for worker in plan.workers if worker.host == host)
-    if not own:
+    if not own and host not in plan.idle_hosts:
         hosts = sorted({worker.host for worker in plan.workers})[:5]
         named = f"it names {', '.join(hosts)}" if hosts else "it names no host"
         raise UsageError(f"plan {plan.version} has no worker for host {host} ({named})")

@@ -15,7 +15,7 @@ from broker.connection import RedisClient, keep_trying
 from broker.errors import UsageError
 from broker.pool_plan import PlannedWorker
 from broker.store.monitor import MonitorStore
-from broker.store.plans import PlanStore
+from broker.store.plans import HOST_TTL_S, PlanStore
 from broker.worker_options import devices_of
 from planner.autoscaling import ScaleTerms
 from tokenyard.host_plan import HostPlan
@@ -94,6 +94,8 @@ class Supervisor:
         self._changed = asyncio.Event()
         self._has_turn = False
         self._hurry = False
+        self._marked: set[str] = set()
+        self._mark_at = float("-inf")
 
     async def run(self) -> None:
         """Keep the workers as planned until cancelled; Redis may come and go, workers go on meanwhile."""
@@ -122,9 +124,17 @@ class Supervisor:
         await self._see_ready(beats)  # first: what serves by now has proved the plan that the next one replaces
         await self._plan.refresh(self._plans)
         await self._plan.measure(self._plans, self._monitor, beats)
+        await self._mark()
         wanted = self._plan.wanted(self._terms.least, self._terms.most)
         if wanted is not None:
             await self._carry_out(wanted, beats)
+
+    async def _mark(self) -> None:
+        """Let others see that there is a supervisor here."""
+        now, hosts = asyncio.get_running_loop().time(), self._plan.hosts
+        if hosts != self._marked or now >= self._mark_at:
+            await self._plans.mark_hosts(hosts)
+            self._marked, self._mark_at = hosts, now + HOST_TTL_S / 4
 
     async def _see_ready(self, beats: Mapping[str, Heartbeat | None]) -> None:
         now = asyncio.get_running_loop().time()

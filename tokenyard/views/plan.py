@@ -11,6 +11,7 @@ from rich.text import Text
 
 from planner.cluster_plan import ClusterPlan, EngineShare, PlannedMachine
 from planner.estimate import Basis
+from tokenyard.kernel_database import EXTRA, is_installed
 from tokenyard.plan_json import gain
 from tokenyard.planning import PlanOutcome
 from tokenyard.views.devices import plain_table
@@ -69,7 +70,7 @@ def _comparison(outcome: PlanOutcome, what_if: str) -> Table:
 
 def _remarks(outcome: PlanOutcome) -> list[str]:
     best, today = outcome.result.best, outcome.today
-    lines: list[str] = []
+    lines = [_unproven(best)] if best.stopped else []
     if today is not None and (more := gain(best.tokens_per_s, today.throughput.tokens_per_s)) is not None:
         lines.append(f"gain over today's {counted(today.workers, 'worker')}: {100 * more:+.1f} % tokens/s")
     if today is not None and today.unknown:
@@ -82,9 +83,12 @@ def _remarks(outcome: PlanOutcome) -> list[str]:
     for reason, idle in groupby(outcome.idle, key=lambda pair: pair[1]):
         names = [name for name, _ in idle]
         lines.append(f"{_hosts(names)} can run nothing: {reason}")
+    if outcome.unwatched:
+        lines.append(f"no supervisor on {_hosts(outcome.unwatched)}: what a plan has for it does not start there")
     rough = sorted({share.option.device for share in best.shares if share.option.basis is Basis.ROUGH})
     if rough:
-        lines.append(f"rough, from public specifications alone: {', '.join(rough)}; measure with `tokenyard profile`")
+        hint = "" if is_installed() else f" or, for a better first estimate, {EXTRA}"
+        lines.append(f"rough, nobody measured an engine on {', '.join(rough)}: measure with `tokenyard profile`{hint}")
     return [*lines, ""] if lines else []
 
 
@@ -94,8 +98,12 @@ def _batch(plan: ClusterPlan, jobs: float) -> list[RenderableType]:
     machines = counted(len(used), "machine")
     text = f"for {jobs:,.0f} requests: {machines}, done in {seconds(span)} at best, for {_price(price)}"
     if plan.stopped:
-        text += f"\nthe time for searching was over: another plan could be better by up to {100 * plan.gap:.1f} %"
+        text += f"\n{_unproven(plan)}"
     return [Text(text), _machines(used)]
+
+
+def _unproven(plan: ClusterPlan) -> str:
+    return f"the time for searching was over: another plan could be better by up to {100 * plan.gap:.2g} %"
 
 
 def _whole(name: str, plan: ClusterPlan) -> list[RenderableType]:
