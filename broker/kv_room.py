@@ -28,7 +28,7 @@ class KvRoom:
         self._tall: Array | None = None  # tokens held in each bin, plus the step at which the bin ends
         self._peaks: Array | None = None  # the most of these up to each bin
         self._least: float | None = None
-        self._put: list[tuple[int, int, float]] = []
+        self._put: list[tuple[int, int, float, int]] = []  # and the bin in which each ends
 
     def fits(self, prompt_tokens: int, output_tokens: int, start: float) -> bool:
         """Whether memory holds these and one more, whose prefill ends at step ``start``, at every step to come."""
@@ -47,7 +47,7 @@ class KvRoom:
         self.sure -= tokens
         if self._least is not None:
             self._least -= tokens
-        self._put.append((prompt_tokens, output_tokens, start))
+        self._put.append((prompt_tokens, output_tokens, start, self._calendar.bins(start, output_tokens)))
 
     def least(self) -> float:
         """Tokens free at the peak to come; at least so many, once jobs were put in."""
@@ -62,10 +62,10 @@ class KvRoom:
 
         That mostly tells enough, and is cheaper than to reckon anew.
         """
-        calendar = self._calendar
         shortest, prompts, ends = bins, 0, 0
-        for prompt_tokens, output_tokens, start in self._put:
-            shortest = min(shortest, calendar.bins(start, output_tokens))
+        for prompt_tokens, output_tokens, _, its_bins in self._put:
+            if its_bins < shortest:
+                shortest = its_bins
             prompts += prompt_tokens
             ends += prompt_tokens + output_tokens + BIN_STEPS
         last = len(peaks)
@@ -84,7 +84,7 @@ class KvRoom:
         tall = self._tall
         if tall is None or len(tall) < bins:
             tall = calendar.tall(bins) if tall is None else _longer(tall, calendar.tall(bins))
-        for prompt_tokens, output_tokens, start in self._put:
+        for prompt_tokens, output_tokens, start, _ in self._put:
             held = calendar.held(start, prompt_tokens, output_tokens)
             if len(held) > len(tall):
                 tall = _longer(tall, calendar.tall(len(held)))

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from placing import PROFILE, FixedLengths, busy, candidate, device, job, placements, placer_of, round_of, slower
 
@@ -154,6 +154,8 @@ class TestNobodyStarves:
         whole=st.booleans(),
         profiles=st.lists(st.sampled_from([READER, WRITER, PROFILE]), min_size=1, max_size=3),
     )
+    @example(steady=[(2, 1)] * 3, rare=(1, 1), whole=False, profiles=[READER])  # too few for the mix to have moved
+    @example(steady=[(2, 1)] * 3, rare=(1, 1), whole=False, profiles=[WRITER])
     def test_a_class_of_one_job_goes_while_others_keep_coming(
         self, steady: list[tuple[int, int]], rare: tuple[int, int], whole: bool, profiles: list[Profile]
     ) -> None:

@@ -23,6 +23,7 @@ class KindShares:
         steps_left: steps that each of its devices makes by the plan.
         efficiency: how well each class suits it: 1 where no kind does it at a lower price.
         most_tokens: prompt and output tokens of the longest job that it holds.
+        dry_in: number of the round in which none of its classes waits any more.
     """
 
     jobs: dict[ClassKey, float]
@@ -31,9 +32,12 @@ class KindShares:
     steps_left: float
     efficiency: dict[ClassKey, float]
     most_tokens: int
+    dry_in: int = -1
     _order: list[tuple[float, ClassKey]] = field(default_factory=list[tuple[float, ClassKey]])
     _absent: list[ClassKey] = field(default_factory=list[ClassKey])  # none of them waited lately
     _by_efficiency: tuple[list[ClassKey], list[ClassKey]] = field(default_factory=lambda: ([], []))
+    _spare_in: int = -1  # the round in which others' classes were looked at
+    _spare_at: int = 0  # those before are gone
 
     def __post_init__(self) -> None:
         self._order = [(self.served[key] / jobs, key) for key, jobs in self.jobs.items()]
@@ -47,6 +51,19 @@ class KindShares:
         for key in self._absent:
             heappush(self._order, (self.served[key] / self.jobs[key], key))
         self._absent.clear()
+
+    def next_spare(self, waiting: Mapping[ClassKey, Jobs], gone: Container[ClassKey], turn: int) -> ClassKey | None:
+        """Of the classes that suit it well, the best that waits. In a round, what is gone does not come back."""
+        if self._spare_in != turn:
+            self._spare_in, self._spare_at = turn, 0
+        better = self._by_efficiency[0]
+        for i in range(self._spare_at, len(better)):
+            key = better[i]
+            if key in waiting and key not in gone:
+                self._spare_at = i
+                return key
+        self._spare_at = len(better)
+        return None
 
     def next_class(self, waiting: Mapping[ClassKey, Jobs], gone: Container[ClassKey]) -> ClassKey | None:
         """Of the classes that wait, the one of which the kind has had least for its share (stride scheduling)."""

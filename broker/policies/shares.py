@@ -52,11 +52,14 @@ class Shares:
     _work: dict[ClassKey, Work] = field(default_factory=dict[ClassKey, Work])
     _solved_at: float = 0.0
     _taken: int = 0  # jobs that went since
+    _round: int = 0
+    _strange: set[ClassKey] = field(default_factory=set[ClassKey])  # of the last look: classes that the plan lacks
     _unplaced: frozenset[ClassKey] = frozenset()  # no device can hold them
     seconds: float = 0.0
 
     def renew(self, turn: Round) -> None:
-        """Solve the program again where the jobs, the devices or their speed are not what they were."""
+        """A round begins: solve the program again where the jobs, the devices or their speed are not what they were."""
+        self._round += 1
         least = _LEAST_INTERVAL_S if turn.whole or self._whole else _STEADY_INTERVAL_S
         if turn.now - self._looked_at < max(least, _INTERVAL_A_PAIR_S * len(self._fleet) * len(self._counts)):
             return
@@ -84,10 +87,19 @@ class Shares:
         """
         if shares is None:
             return next((key for key in waiting if key not in gone), None), "unmodelled"
-        best = self._urgent(shares, waiting, gone, now) if self._whole else shares.next_class(waiting, gone)
+        if self._whole:
+            best = self._urgent(shares, waiting, gone, now)
+        elif shares.dry_in == self._round:
+            best = None
+        else:
+            best = shares.next_class(waiting, gone)
+            if best is None:
+                shares.dry_in = self._round
         if best is not None:
             return best, "share"
-        return self._spare(offer, shares, waiting, gone, now), "spare"
+        if not self._whole:
+            best = shares.next_spare(waiting, gone, self._round)
+        return best or self._spare(offer, shares, waiting, gone, now), "spare"
 
     def _spare(
         self,
@@ -181,6 +193,10 @@ class Shares:
         # A plan for all that waited says nothing of what came since; and where it is over, it was wrong.
         if self._whole and (total + self._taken > (1 + _MIX_MOVED) * before or now > self._solved_at + self.seconds):
             return True
+        strange = counts.keys() - self._counts.keys()
+        if strange & self._strange:  # a class that is in no plan waits until it is, were it ever so small
+            return True
+        self._strange = strange
         distance = sum(abs(counts.get(key, 0) / total - n / before) for key, n in self._counts.items())
         distance += sum(n for key, n in counts.items() if key not in self._counts) / total
         # Of two draws from one mix, as large as the smaller of these, chance alone makes this much.
