@@ -1,6 +1,6 @@
 # Everything one does with a checkout. Needs make, a shell and Python 3.11 or newer; the rest goes into .venv.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-ray check format bench bench-peers-setup lock clean
+.PHONY: help setup demo test test-slow test-ray check format bench chaos bench-peers-setup lock clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -15,7 +15,7 @@ QUESTIONS ?= examples/questions.jsonl
 DEMO := .tokenyard/demo
 BENCHMARKS ?= broker_path latency engine_overhead
 # Further ones that need no folder of data: minutes each.
-MORE_BENCHMARKS := decision_cost plan_search real_cluster resize routers
+MORE_BENCHMARKS := chaos decision_cost kill plan_search real_cluster recovery resize routers soak tenants
 BENCH_RESULTS := .tokenyard/bench
 
 help: ## this list
@@ -38,7 +38,7 @@ demo: setup ## run a batch of questions through two unequal vLLM workers, from a
 	$(BIN)/tokenyard run $(QUESTIONS) -o $(DEMO)/answers.jsonl
 
 test: setup ## run the tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-slow: setup ## run the tests that take minutes
 	$(BIN)/python -m pytest -m slow
@@ -62,6 +62,10 @@ bench: setup bench-peers-setup ## run the benchmarks, figures in .tokenyard/benc
 	@set -e; for name in $(BENCHMARKS); do \
 		echo "== $$name"; $(BIN)/python -m benchmarks.$$name --json $(BENCH_RESULTS)/$$name.json; \
 	done
+
+chaos: setup ## kill, stop and starve a cluster of processes: 10,000 jobs, 200 faults, a quarter of an hour
+	@mkdir -p $(BENCH_RESULTS)
+	$(BIN)/python -m benchmarks.chaos --json $(BENCH_RESULTS)/chaos.json $(CHAOS)
 
 bench-peers-setup: $(PEERS:%=.venv-peers/%/.installed) ## install the queues and routers we compare with into .venv-peers
 

@@ -7,51 +7,33 @@ import secrets
 import time
 from collections.abc import AsyncGenerator, Iterable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
 
 from broker.concurrency import Pacer, cancel_all
 from broker.connection import BLOCK_S, RedisClient, connected
 from broker.errors import UnknownBatchError
-from broker.jobs import BatchCounts, Priority, Result, Submission, job_id
+from broker.jobs import BatchCounts, Priority, Result, job_id
 from broker.openai_batch import LineError, RequestLine
 from broker.store.client import ClientStore, Registry
+from broker.submission import SubmitOptions as SubmitOptions
+from broker.submission import Submitted as Submitted
+from broker.submission import Submitting
+from broker.tenant_names import DEFAULT_TENANT, id_of_tenant
 
-#: A call to Redis carries at most this many jobs and about this many bytes.
-_CHUNK_JOBS = 250
-_CHUNK_BYTES = 2 * 2**20
+DEFAULT_OPTIONS = SubmitOptions()
+
 #: Results read in one call.
 _READ_RESULTS = 500
 #: Whether a batch was sealed meanwhile is looked at this often (seconds).
 _SEAL_LOOK_S = 0.25
 
 
-def new_batch_id() -> str:
-    """A fresh batch id; ids sort by the time they were made."""
-    return f"batch_{int(time.time()):08x}{secrets.token_hex(6)}"
+def new_batch_id(tenant: str = DEFAULT_TENANT) -> str:
+    """A fresh id for a batch of this tenant; a tenant's ids sort by the time they were made. Nobody can guess one.
 
-
-@dataclass(slots=True)
-class Submitted:
-    """What became of the requests handed in.
-
-    Attributes:
-        accepted: jobs that are new in the queue.
-        known: jobs that were there before.
-        refused: requests whose model nobody serves.
+    Raises:
+        UsageError: a tenant cannot be called so.
     """
-
-    accepted: int = 0
-    known: int = 0
-    refused: list[LineError] = field(default_factory=list[LineError])
-
-
-@dataclass(slots=True)
-class _Chunk:
-    jobs: list[Submission] = field(default_factory=list[Submission])
-    size: int = 0
-
-    def full(self) -> bool:
-        return len(self.jobs) >= _CHUNK_JOBS or self.size >= _CHUNK_BYTES
+    return id_of_tenant(tenant, f"batch_{int(time.time()):08x}{secrets.token_hex(8)}")
 
 
 class Client:
@@ -70,6 +52,7 @@ class Client:
         *,
         priority: Priority = Priority.NORMAL,
         source: str = "request",
+        options: SubmitOptions = DEFAULT_OPTIONS,
     ) -> Submitted:
         """Queue requests of one batch, each in the pool that serves its model. Call ``seal`` after the last.
 
@@ -80,34 +63,23 @@ class Client:
             batch_id: from ``new_batch_id``, or an earlier one to go on with.
             priority: level that they are served at.
             source: named in messages about refused requests.
+            options: what to wait for, and the bounds of the jobs.
 
         Raises:
-            UsageError: the batch is cancelled.
+            UsageError: the batch is cancelled, or its completion window is over.
+            QueueFullError: the backlog is full, and ``options`` say not to wait.
+            NotDurableError: the server lost jobs meanwhile, or its disk is too slow.
         """
         models = await self.registry.models()
-        report = Submitted()
-        chunks: dict[str, _Chunk] = {}
+        refused: list[LineError] = []
+        submission = Submitting(self.redis, self.store, batch_id, priority, options)
         for request in requests:
             pool = models.get(request.model)
             if pool is None:
-                report.refused.append(_unknown_model(request, sorted(models), source))
-                continue
-            chunk = chunks.setdefault(pool, _Chunk())
-            identity = job_id(batch_id, request.custom_id)
-            chunk.jobs.append(
-                Submission(identity, request.custom_id, request.url, request.body, request.max_tokens, request.prefix)
-            )
-            chunk.size += len(request.body)
-            if chunk.full():
-                await self._send(pool, batch_id, chunks.pop(pool), priority, report)
-        for pool, chunk in chunks.items():
-            await self._send(pool, batch_id, chunk, priority, report)
-        return report
-
-    async def _send(self, pool: str, batch_id: str, chunk: _Chunk, priority: Priority, report: Submitted) -> None:
-        new = await self.store(pool).submit(batch_id, chunk.jobs, priority)
-        report.accepted += new
-        report.known += len(chunk.jobs) - new
+                refused.append(_unknown_model(request, sorted(models), source))
+            else:
+                await submission.add(pool, request)
+        return await submission.finish(refused)
 
     async def seal(self, batch_id: str) -> None:
         """Say that the batch has all its requests: readers of results then know the end."""
@@ -124,6 +96,16 @@ class Client:
         for pool in pools:
             await self.store(pool).cancel(batch_id)
         return await self.counts(batch_id)
+
+    async def cancel_jobs(self, batch_id: str, custom_ids: Sequence[str]) -> int:
+        """Cancel single jobs of a batch; what runs of them is aborted. Returns how many had not ended.
+
+        Raises:
+            UnknownBatchError: no pool has it.
+        """
+        pools = await self._require(batch_id)
+        ids = [job_id(batch_id, custom_id) for custom_id in custom_ids]
+        return sum([await self.store(pool).cancel_jobs(ids) for pool in pools])
 
     async def counts(self, batch_id: str) -> BatchCounts:
         """How far a batch is, over all pools it lies in.

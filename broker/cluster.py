@@ -57,23 +57,23 @@ class Heartbeat(BaseModel):
     device: str = Field(max_length=256)
     version: str = Field(max_length=256)
     host: str = Field("", max_length=256)
-    pid: int = Field(0, ge=0)
+    pid: int = Field(0, ge=0, le=2**63)
     prompt_tokens_per_s: float = Field(ge=0, le=1e9, allow_inf_nan=False)
     output_tokens_per_s: float = Field(ge=0, le=1e9, allow_inf_nan=False)
-    prompt_tokens_total: int = Field(0, ge=0)
-    output_tokens_total: int = Field(0, ge=0)
-    jobs_total: int = Field(0, ge=0)
+    prompt_tokens_total: int = Field(0, ge=0, le=10**15)
+    output_tokens_total: int = Field(0, ge=0, le=10**15)
+    jobs_total: int = Field(0, ge=0, le=10**15)
     kv_tokens_total: int = Field(ge=0, le=10**12)
     kv_tokens_free: int = Field(ge=0, le=10**12)
     seats: int = Field(ge=0, le=10**6)
     context_tokens: int = Field(ge=0, le=10**9)
     running: int = Field(ge=0, le=10**7)
     waiting: int = Field(ge=0, le=10**7)
-    free_memory_bytes: int = Field(ge=0)
+    free_memory_bytes: int = Field(ge=0, le=10**18)
     steps_total: int = Field(0, ge=0, le=10**12)
     max_batched_tokens: int = Field(0, ge=0, le=10**9)
     profile: str = Field("", max_length=1024)
-    seen: float = Field(0.0, ge=0, allow_inf_nan=False)
+    seen: float = Field(0.0, ge=0, le=1e12, allow_inf_nan=False)
 
 
 def parse_heartbeat(name: str, raw: Mapping[bytes, bytes]) -> Heartbeat | None:
@@ -107,6 +107,8 @@ class InFlight(msgspec.Struct, frozen=True, gc=False):
         prefix: the marks of its prompt, as its stream entry has them.
         uncorrected_tokens: its output as predicted before the correction of ``broker.calibration`` (0: not known).
         guessed: whether its output is a mere guess: those before were far off.
+        deaths: workers that died while they ran it.
+        charges: attempts of it that are used up, where one died.
     """
 
     job_id: str
@@ -121,6 +123,8 @@ class InFlight(msgspec.Struct, frozen=True, gc=False):
     prefix: str = ""
     uncorrected_tokens: int = 0
     guessed: bool = False
+    deaths: int = 0
+    charges: int = 0
 
     @property
     def tokens(self) -> int:
@@ -135,6 +139,7 @@ class Device:
     name: str
     heartbeat: Heartbeat
     in_flight: dict[str, InFlight] = field(default_factory=dict[str, InFlight])
+    suspects: dict[str, InFlight] = field(default_factory=dict[str, InFlight])  # those of them that lost a worker
     tokens_in_flight: int = 0
     speed: float = 0.0
     jobs_per_s: float = 0.0
@@ -188,6 +193,8 @@ class Device:
             job = structs.replace(job, prompt_tokens=prompt, output_tokens=output, step=self.calendar.step)
         step, prompt, output = job.step, job.prompt_tokens, job.output_tokens
         self.in_flight[job_id] = job
+        if job.deaths:
+            self.suspects[job_id] = job
         self.tokens_in_flight += prompt + output // 2
         self.changed.add(self.name)
         self.backlog.add(step, prompt - job.cached_tokens, output)
@@ -198,6 +205,7 @@ class Device:
         """Count a job as gone, of whose prompt so many tokens were computed; None where it was not known here."""
         job = self.in_flight.pop(job_id, None)
         if job is not None:
+            self.suspects.pop(job_id, None)
             self.tokens_in_flight -= job.tokens
             self._ended += 1
             if self._ended >= self.look_after:
@@ -331,6 +339,11 @@ class Cluster:
         for name in [n for n in self.devices if n not in alive]:
             del self.devices[name]
             self.changed.add(name)
+
+    def incarnations(self, names: Iterable[str]) -> dict[str, str]:
+        """The lives of these workers that we know."""
+        known = self.devices
+        return {name: known[name].heartbeat.incarnation for name in names if name in known}
 
     def ready(self) -> list[Device]:
         """Devices that take jobs."""

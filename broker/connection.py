@@ -7,12 +7,13 @@ import random
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
-from urllib.parse import urlsplit
 
 import redis.exceptions as rex
 from redis.asyncio import Redis
 
 from broker.errors import RedisRefusedError, RedisUnavailableError, TokenyardError
+from broker.redis_address import many_servers, tls_options, without_password
+from broker.redis_many import ClusterClient, connect_many
 
 #: redis-py annotates its sync and its async client with one type, which fits neither; ours is always the async one.
 RedisClient = Any
@@ -39,17 +40,26 @@ def connect(url: str) -> RedisClient:
         RedisUnavailableError: the address cannot be read.
     """
     try:
-        return Redis.from_url(url, **OPTIONS)
-    except ValueError as e:
+        many, options = many_servers(url), OPTIONS | tls_options(url)
+        return Redis.from_url(url, **options) if many is None else connect_many(many, options)
+    except (TypeError, ValueError) as e:
         raise RedisUnavailableError(f"TOKENYARD_REDIS_URL is not an address: {e}") from None
 
 
 def address(url: str) -> str:
     """The address without its password, for messages."""
-    parts = urlsplit(url)
-    if parts.scheme == "unix":
-        return f"unix://{parts.path}"
-    return f"{parts.scheme}://{parts.hostname}:{parts.port or 6379}{parts.path}"
+    return without_password(url)
+
+
+def is_cluster(redis: RedisClient) -> bool:
+    """Whether this is a client of a Redis Cluster."""
+    return isinstance(redis, ClusterClient)
+
+
+async def clock(redis: RedisClient, key: str) -> float:
+    """Seconds since the epoch on the clock of the server that holds ``key``: each of a Cluster has its own."""
+    seconds, micros = await (redis.time_at(key) if isinstance(redis, ClusterClient) else redis.time())
+    return seconds + micros / 1e6
 
 
 def translate(error: Exception, where: str) -> TokenyardError:
@@ -62,8 +72,12 @@ def translate(error: Exception, where: str) -> TokenyardError:
             f"Redis at {where} needs a password, or refused the one it got: put it into TOKENYARD_REDIS_URL"
             " (redis://user:password@host:port/0)"
         )
-    if isinstance(error, rex.OutOfMemoryError) or text.startswith("OOM"):
+    if out_of_memory(error):
         return RedisRefusedError(f"Redis at {where} is out of memory (maxmemory): free some or raise the limit")
+    if isinstance(error, rex.AskError):
+        return RedisRefusedError(
+            f"Redis at {where} is a node of a Cluster: begin TOKENYARD_REDIS_URL with redis+cluster://"
+        )
     if isinstance(error, rex.BusyLoadingError):
         return RedisUnavailableError(f"Redis at {where} is still loading its data: try again shortly")
     if isinstance(error, rex.ConnectionError | rex.TimeoutError | OSError):
@@ -72,6 +86,11 @@ def translate(error: Exception, where: str) -> TokenyardError:
             " is it running, is TOKENYARD_REDIS_URL right?"
         )
     return RedisRefusedError(f"Redis at {where} refused: {text}")
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Whether Redis refused a write because its memory is full (``maxmemory`` with ``noeviction``)."""
+    return isinstance(error, rex.OutOfMemoryError) or str(error).startswith("OOM ")
 
 
 @asynccontextmanager
@@ -85,7 +104,7 @@ async def connected(url: str) -> AsyncGenerator[RedisClient]:
     client = connect(url)
     where = address(url)
     try:
-        await client.ping()
+        await _say_hello(client)
         yield client
     except rex.RedisError as e:  # an OSError is not of Redis: redis-py turns those of its own into its ConnectionError
         raise translate(e, where) from e
@@ -93,8 +112,26 @@ async def connected(url: str) -> AsyncGenerator[RedisClient]:
         await client.aclose()
 
 
+async def _say_hello(client: RedisClient) -> None:
+    """Raises where nobody answers, or we are refused. A server that is sick for a while, its disk full, is there."""
+    try:
+        await client.ping()
+    except rex.ResponseError as e:
+        if not passes(e):
+            raise
+
+
 #: What goes away by itself: a restart, a fail-over, a full memory that is being freed.
-PASSING = (rex.ConnectionError, rex.TimeoutError, rex.ReadOnlyError, rex.OutOfMemoryError, ConnectionError, OSError)
+PASSING = (
+    rex.ConnectionError,
+    rex.TimeoutError,
+    rex.ReadOnlyError,
+    rex.OutOfMemoryError,
+    rex.ClusterError,
+    rex.TryAgainError,
+    ConnectionError,
+    OSError,
+)
 #: Likewise, by the first word of an error that redis-py has no class for: a fail-over, a full disk, a long script.
 _PASSING_CODES = ("BUSY", "CLUSTERDOWN", "MASTERDOWN", "MISCONF", "NOREPLICAS", "TRYAGAIN", "UNBLOCKED")
 

@@ -36,6 +36,18 @@ class RedisRefusedError(TokenyardError):
     exit_code = 4
 
 
+class QueueFullError(TokenyardError):
+    """A pool's backlog is as long as it may be: ``TOKENYARD_MAX_BACKLOG_JOBS``, ``TOKENYARD_MAX_BACKLOG_BYTES``."""
+
+    exit_code = 5
+
+
+class NotDurableError(TokenyardError):
+    """The server did not say that jobs are on disk, or it lost some of them while they were submitted."""
+
+    exit_code = 4
+
+
 class UnknownModelError(TokenyardError):
     """No pool serves the model that a request names."""
 

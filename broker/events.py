@@ -56,7 +56,21 @@ class BatchCancelled:
     batch_id: str
 
 
-Event = Completed | Returned | Dropped | WorkerChanged | BatchCancelled
+@dataclass(frozen=True, slots=True)
+class Withdrawn:
+    """Jobs were cancelled, each by itself."""
+
+    jobs: list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Submitted:
+    """A tenant (not the default one) has new jobs in its streams."""
+
+    tenant: str
+
+
+Event = Submitted | Completed | Returned | Dropped | WorkerChanged | BatchCancelled | Withdrawn
 
 
 def parse_event(fields: Mapping[str, str]) -> Event | None:
@@ -73,6 +87,10 @@ def parse_event(fields: Mapping[str, str]) -> Event | None:
                 return WorkerChanged(fields["worker"])
             case "cancelled":
                 return BatchCancelled(fields["batch"])
+            case "submitted":
+                return Submitted(fields["tenant"])
+            case "withdrawn":
+                return Withdrawn(fields["jobs"].split())
             case _:
                 return None
     except (KeyError, ValueError):

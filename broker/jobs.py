@@ -10,6 +10,10 @@ import msgspec
 
 #: Error code of a request whose batch was cancelled, as OpenAI's Batch API has it.
 BATCH_CANCELLED = "batch_cancelled"
+#: Likewise, of a request that had not ended when its batch's completion window was over.
+BATCH_EXPIRED = "batch_expired"
+#: Likewise, of a request that ran longer than it may.
+REQUEST_TIMEOUT = "request_timeout"
 #: Error code of an attempt that was aborted because its job ended elsewhere; never that of a result.
 ABORTED = "aborted"
 
@@ -27,12 +31,14 @@ class JobState(StrEnum):
 
     ``queued`` (request stream) -> ``dispatched`` (device queue; started once its worker has taken the entry) ->
     ``done``, ``failed`` or ``cancelled``; from ``dispatched`` back to ``queued`` when its worker drains or dies, or
-    when it is taken back before it started. A dispatched job may have a copy in a second device queue: the first
+    when it is taken back before it started; or to ``delayed`` where it failed in a way that may pass, and from there to
+    ``queued``. A dispatched job may have a copy in a second device queue: the first
     result ends it, and where one of the two goes away it goes on at the other.
     """
 
     QUEUED = "queued"
     DISPATCHED = "dispatched"
+    DELAYED = "delayed"
     DONE = "done"
     FAILED = "failed"
     CANCELLED = "cancelled"
@@ -70,6 +76,8 @@ class WaitingJob(msgspec.Struct, frozen=True):
         body_bytes: size of the request's body in bytes.
         max_tokens: most tokens it may generate, 0 where it does not say.
         prefix: marks of how its prompt begins, as text; ``prefixes.parse_marks`` reads and checks it.
+        deaths: workers that died while they ran it; from 1 on it is a suspect (see ``broker.quarantine``).
+        charges: attempts of a suspect that are used up.
     """
 
     job_id: str
@@ -80,6 +88,8 @@ class WaitingJob(msgspec.Struct, frozen=True):
     body_bytes: int
     max_tokens: int
     prefix: str = ""
+    deaths: int = 0
+    charges: int = 0
 
 
 class Delivery(msgspec.Struct, frozen=True):
@@ -97,6 +107,7 @@ class Delivery(msgspec.Struct, frozen=True):
         body: JSON object of the request.
         prompt_tokens: length of the prompt in tokens as predicted at dispatch, 0 where not known.
         max_tokens: most tokens it may generate, 0 where it does not say.
+        timeout_s: seconds that the attempt may run, 0 for any.
     """
 
     entry_id: str
@@ -110,6 +121,7 @@ class Delivery(msgspec.Struct, frozen=True):
     body: bytes
     prompt_tokens: int = 0
     max_tokens: int = 0
+    timeout_s: float = 0.0
 
 
 class Outcome(msgspec.Struct, frozen=True):
@@ -125,6 +137,7 @@ class Outcome(msgspec.Struct, frozen=True):
             told to stop: then the tokens are an estimate of what was computed in vain.
         error_message: one line for the error file.
         cached_tokens: prompt tokens found in the prefix cache.
+        retry_s: seconds after which the job is to be tried again, as long as it has attempts left; 0: never.
     """
 
     delivery: Delivery
@@ -135,6 +148,7 @@ class Outcome(msgspec.Struct, frozen=True):
     error_code: str = ""
     error_message: str = ""
     cached_tokens: int = 0
+    retry_s: float = 0.0
 
     @property
     def state(self) -> JobState:

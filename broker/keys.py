@@ -6,10 +6,19 @@ The keys of one pool share a hash tag, so that a pool lives on one shard of a Re
 ``ty:models``                          for ever: which pool serves which model outlives its workers
 ``ty:pools``                           for ever: the names of the pools
 ``ty:{pool}:requests:LEVEL``           for ever: accepted work never expires; an entry goes at dispatch
+``ty:{pool}:requests:LEVEL:TENANT``    until the tenant has no job there: accepted work never expires
+``ty:{pool}:tenants``                  for ever; a member goes when the tenant has no job that waits
+``ty:{pool}:terms``                    for ever: what an operator grants tenants
 ``ty:{pool}:job:ID``, ``…:body:ID``    until the job ends: accepted work never expires
 ``ty:{pool}:batch:ID``                 result TTL, from the end of its last job
 ``ty:{pool}:results:BATCH``            result TTL, from the end of its last job
 ``ty:{pool}:ended:BATCH``              result TTL, from the end of its last job
+``ty:{pool}:delayed``                  for ever; a member goes when its delay is over
+``ty:{pool}:windows``                  for ever; a member goes when its batch's completion window is over
+``ty:{pool}:held_bytes``               for ever: one number
+``ty:{pool}:dead``                     result TTL, from the last job that failed; bounded in length
+``ty:{pool}:letter:ID``                result TTL, from the failure of its job
+``ty:{pool}:fence``                    a minute after the last durable submission
 ``ty:{pool}:batches``                  for ever; a member goes when it is among the oldest and its batch expired
 ``ty:{pool}:device:WORKER``            the worker's lifetime; holds just the jobs bound to it
 ``ty:{pool}:control:WORKER``           a minute after the last order
@@ -22,6 +31,7 @@ The keys of one pool share a hash tag, so that a pool lives on one shard of a Re
 ``ty:{pool}:starts``                   a day after a worker of a supervisor last became ready
 ``ty:{pool}:looks``                    an hour after the planner's last look
 ``ty:{pool}:turn``                     half a minute after its holder last renewed it
+``ty:{pool}:host:HOST``                half a minute after its supervisor last looked
 ``ty:{pool}:arq``                      until the planner has taken what was asked of it; bounded by who asks
 ``ty:{pool}:events``                   for ever, but bounded in length
 ``ty:{pool}:lease``                    lease TTL
@@ -31,6 +41,7 @@ The keys of one pool share a hash tag, so that a pool lives on one shard of a Re
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 MODELS = "ty:models"
@@ -43,6 +54,21 @@ WORKER_GROUP = "worker"
 
 #: Request streams in the order in which they are served; ``returned`` holds jobs that came back from a worker.
 LEVELS = ("returned", "high", "normal", "low")
+#: Those that jobs are submitted to. A tenant other than the default one has streams of its own, ``LEVEL:TENANT``.
+FRESH_LEVELS = LEVELS[1:]
+
+
+def tenant_level(level: str, tenant: str) -> str:
+    """The request stream of a tenant (not of the default one) for jobs of this priority."""
+    return f"{level}:{tenant}"
+
+
+_POOL = re.compile(r"[A-Za-z0-9._-]{1,64}")
+
+
+def is_pool(name: str) -> bool:
+    """Whether a pool may be called so."""
+    return _POOL.fullmatch(name) is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +85,16 @@ class PoolKeys:
         """Stream of jobs that wait for a device, one of ``LEVELS``."""
         return f"{self.prefix}requests:{level}"
 
+    @property
+    def tenants(self) -> str:
+        """Set of tenants that may have jobs in request streams of their own."""
+        return f"{self.prefix}tenants"
+
+    @property
+    def terms(self) -> str:
+        """Hash of what an operator grants tenants: tenant -> JSON, see ``broker.tenants.TenantTerms``."""
+        return f"{self.prefix}terms"
+
     def job(self, job_id: str) -> str:
         return f"{self.prefix}job:{job_id}"
 
@@ -71,6 +107,35 @@ class PoolKeys:
     def results(self, batch_id: str) -> str:
         """Stream of the batch's ended jobs, each exactly once, in the order in which they ended."""
         return f"{self.prefix}results:{batch_id}"
+
+    @property
+    def delayed(self) -> str:
+        """Sorted set of jobs that wait until they are tried again, by that time (seconds, Redis' clock)."""
+        return f"{self.prefix}delayed"
+
+    @property
+    def windows(self) -> str:
+        """Sorted set of batches by the end of their completion window (seconds, Redis' clock)."""
+        return f"{self.prefix}windows"
+
+    @property
+    def held_bytes(self) -> str:
+        """Bytes of the bodies of all jobs that have not ended."""
+        return f"{self.prefix}held_bytes"
+
+    @property
+    def dead(self) -> str:
+        """Sorted set of jobs that failed for good, by the time at which they did (seconds, Redis' clock)."""
+        return f"{self.prefix}dead"
+
+    def letter(self, job_id: str) -> str:
+        """The dead letter of a job: the job as it was, and how each of its attempts failed."""
+        return f"{self.prefix}letter:{job_id}"
+
+    @property
+    def fence(self) -> str:
+        """Written last by a durable submission: once it is on disk, all before it is."""
+        return f"{self.prefix}fence"
 
     @property
     def batches(self) -> str:
@@ -132,6 +197,10 @@ class PoolKeys:
     def turn(self) -> str:
         """The host that may leave its last worker now, to replace it."""
         return f"{self.prefix}turn"
+
+    def host(self, host: str) -> str:
+        """There while a supervisor carries plans out for this host."""
+        return f"{self.prefix}host:{host}"
 
     @property
     def arq(self) -> str:

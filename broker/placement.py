@@ -18,6 +18,9 @@ from broker.lengths import LengthModel
 from broker.policies.base import Candidate, Offer, Placement, Policy, Round
 from broker.prefix_index import PrefixIndex
 from broker.prefixes import parse_marks
+from broker.quarantine import Quarantine
+from broker.tenant_names import DEFAULT_TENANT, tenant_of
+from broker.tenant_windows import TenantWindows
 from broker.window import Window
 
 if TYPE_CHECKING:
@@ -60,7 +63,9 @@ class Placer:
     window: Window = field(default_factory=Window)
     lengths: Lengths = field(default_factory=LengthModel)
     calibration: Calibration = field(default_factory=Calibration)
+    quarantine: Quarantine = field(default_factory=Quarantine)
     whole: bool = True
+    tenants: TenantWindows = field(default_factory=TenantWindows)
     _offers: dict[str, Offer] = field(default_factory=dict[str, Offer])
     _names: list[str] = field(default_factory=list[str])
     _prefixes: PrefixIndex = field(default_factory=PrefixIndex)
@@ -73,7 +78,10 @@ class Placer:
         """A job waits."""
         if job.prefix:
             self._prefixes.seen(parse_marks(job.prefix))
-        self.window.add(self._candidate(job))
+        if job.deaths:
+            self.quarantine.add(job)
+        else:
+            self.tenants.of(job.batch_id, self.window).add(self._candidate(job))
 
     def _candidate(self, job: WaitingJob) -> Candidate:
         prompt, raw = self.lengths.predict(job)
@@ -84,31 +92,91 @@ class Placer:
         tokens = self._prefixes.mark_tokens(shared, prompt, job.body_bytes)
         return Candidate(job, prompt, output, shared.digest, tokens if tokens >= _LEAST_PREFIX else 0, raw)
 
+    def waiting(self) -> Iterator[WaitingJob]:
+        """All jobs that wait here."""
+        yield from self.quarantine.waiting.values()
+        for candidate in self.window:
+            yield candidate.job
+        yield from self.tenants.jobs()
+
+    def of_batch(self, batch_id: str) -> list[WaitingJob]:
+        """The waiting jobs of one batch."""
+        window = self.tenants.of(batch_id, self.window)
+        return self.quarantine.of_batch(batch_id) + window.of_batch(batch_id)
+
+    def remove(self, job: WaitingJob) -> None:
+        """A job does not wait any more."""
+        self.quarantine.remove(job.job_id)
+        self.tenants.of(job.batch_id, self.window).remove(job)
+
     def decide(self, now: float) -> dict[str, list[Placement]]:
         """The next jobs to dispatch, by device. They count as in flight from here on; see ``take_back``."""
         self._refresh_offers(now)
+        groups = self._place_suspects(now) if self.quarantine.active else {}
         if self._stale and now - self._predicted_at >= _LEAST_INTERVAL_S + _INTERVAL_A_JOB_S * len(self.window):
             self._stale, self._predicted_at = False, now
-            self.window.predict_anew(self._candidate)
-        if not self._open or not len(self.window):
-            return {}
+            for window in (self.window, *self.tenants.windows.values()):
+                window.predict_anew(self._candidate)
+        if self.tenants.active:
+            self._place_in_turns(now, groups)
+        elif self._open and len(self.window):
+            self._place(self.policy, self.window, MAX_PLACEMENTS, self.whole, now, groups)
+        return groups
+
+    def _place_in_turns(self, now: float, groups: dict[str, list[Placement]]) -> None:
+        """Several tenants: each places some of its jobs, who has had least goes first."""
+
+        def place(tenant: str, window: Window, most: int, alone: bool) -> int:
+            policy = self.tenants.policy_of(tenant, self.policy)
+            return self._place(policy, window, most, self.whole and alone, now, groups) if self._open else 0
+
+        windows = {DEFAULT_TENANT: self.window, **self.tenants.windows}
+        self.tenants.turns({t: w for t, w in windows.items() if len(w)}, MAX_PLACEMENTS, place)
+        self.tenants.tidy()
+
+    def _place(
+        self, policy: Policy, window: Window, limit: int, whole: bool, now: float, groups: dict[str, list[Placement]]
+    ) -> int:
+        """Let a policy place jobs of one window; returns how many it did."""
         offers = _Offers(self._names, self._offers)
-        turn = Round(
-            self.window, offers, now, self.rng, MAX_PLACEMENTS, self.whole, list(self._open.values()), self._prefixes
-        )
-        groups: dict[str, list[Placement]] = {}
+        turn = Round(window, offers, now, self.rng, limit, whole, list(self._open.values()), self._prefixes)
         guessed = self.calibration.guessed
-        for placement in self.policy.place(turn):
+        placements = policy.place(turn)
+        for placement in placements:
             groups.setdefault(placement.device, []).append(placement)
-            self.window.remove(placement.job)
+            window.remove(placement.job)
             self._bind(placement, now, guessed)
-        for name in groups:
+        for name in {placement.device for placement in placements}:
             self._offers[name].bound()
         self.cluster.changed.clear()  # the offers know already
         for offer in turn.open:
             if offer.blocked:
                 self._open.pop(offer.device, None)
                 self.cluster.devices[offer.device].kv_share.blocked = offer.slots_left > 0
+        return len(placements)
+
+    def _place_suspects(self, now: float) -> dict[str, list[Placement]]:
+        """Jobs that may have killed a worker go first, and keep to themselves; see ``broker.quarantine``."""
+        devices = {device.name: device for device in self.cluster.ready()}
+        candidates = {job_id: self._candidate(job) for job_id, job in self.quarantine.waiting.items()}
+
+        def can_hold(job: WaitingJob, name: str) -> bool:
+            kind, candidate = devices[name].kind, candidates[job.job_id]
+            return kind is None or kind.can_hold(candidate.prompt_tokens + candidate.output_tokens)
+
+        def fits(job: WaitingJob, name: str) -> bool:
+            return name in self._offers and self._offers[name].fits(candidates[job.job_id])
+
+        before = set(self.quarantine.reserved)
+        states = [self.quarantine.state_of(n, len(d.in_flight), d.suspects.values()) for n, d in devices.items()]
+        groups: dict[str, list[Placement]] = {}
+        for job, name in self.quarantine.decide(states, can_hold, fits):
+            _, prompt, output, *_ = candidate = candidates[job.job_id]
+            placement = Placement(job, prompt, output, name, reason="quarantine", candidate=candidate)
+            groups.setdefault(name, []).append(placement)
+            self._bind(placement, now, self.calibration.guessed)
+        self.cluster.changed |= before ^ self.quarantine.reserved
+        self._refresh_offers(now)
         return groups
 
     def _bind(self, placement: Placement, now: float, guessed: bool) -> None:
@@ -118,7 +186,11 @@ class Placer:
         cached = self._cached(placement, device) if job.prefix else 0
         raw = candidate.uncorrected_tokens if candidate else 0
         step, sizes = device.start(prompt - cached), (job.body_bytes, job.max_tokens)
-        device.bind(InFlight(job.job_id, prompt, output, *sizes, now, seconds, step, cached, job.prefix, raw, guessed))
+        learnt = (cached, job.prefix, raw, guessed, job.deaths, job.charges)
+        device.bind(InFlight(job.job_id, prompt, output, *sizes, now, seconds, step, *learnt))
+        if self.tenants.active:
+            cost = _device_seconds(device, prompt - cached, output)
+            self.tenants.ledger.placed(job.job_id, tenant_of(job.batch_id), cost)
 
     def _cached(self, placement: Placement, device: Device) -> int:
         """Tokens of its prompt that the job will find in the device's prefix cache."""
@@ -137,7 +209,9 @@ class Placer:
 
         Recalled jobs are forgotten by ``forget`` once they are back; copies count as in flight from here on.
         """
-        if len(self.window) or not self.whole or self.policy.name not in _FINISHING:
+        if any(len(w) for w in (self.window, *self.tenants.windows.values())) or not self.whole:
+            return EndGame()
+        if self.quarantine.active or self.policy.name not in _FINISHING:
             return EndGame()
         for device in self.cluster.devices.values():
             device.pass_time(now)
@@ -160,8 +234,16 @@ class Placer:
         undone = list(placements)
         for placement in undone:
             self.forget(placement.device, [placement.job.job_id])
-        candidates = [self._candidate(p.job) for p in undone]
-        self.window.put_back(sorted(candidates, key=_age))
+            if placement.job.deaths:
+                self.quarantine.add(placement.job)
+        by_window: dict[str, list[Candidate]] = {}
+        for placement in undone:
+            if not placement.job.deaths:
+                tenant = tenant_of(placement.job.batch_id)
+                by_window.setdefault(tenant, []).append(self._candidate(placement.job))
+        for candidates in by_window.values():
+            window = self.tenants.of(candidates[0].job.batch_id, self.window)
+            window.put_back(sorted(candidates, key=_age))
 
     def close(self, device: str) -> None:
         """This device takes no jobs until its next heartbeat says so."""
@@ -170,11 +252,13 @@ class Placer:
             known.heartbeat = known.heartbeat.model_copy(update={"state": "draining"})
             self.cluster.changed.add(device)
 
-    def forget(self, device: str, job_ids: Iterable[str]) -> None:
-        """These jobs are not on that device any more."""
+    def forget(self, device: str, job_ids: Iterable[str], *, back: bool = True) -> None:
+        """These jobs are not on that device any more; ``back``: nor on another, they wait or have ended."""
         known = self.cluster.devices.get(device)
-        if known is not None:
-            for job_id in job_ids:
+        for job_id in job_ids:
+            if back:
+                self.tenants.ledger.undo(job_id)
+            if known is not None:
                 known.unbind(job_id)
 
     def completed(self, device: str, ended: Mapping[str, tuple[int, ...]], now: float) -> None:
@@ -186,6 +270,8 @@ class Placer:
         for job_id, (prompt_tokens, output_tokens, *told) in ended.items():
             self._copied.pop(job_id, None)
             cached = told[0] if told else 0
+            if self.tenants.active:
+                self.tenants.ledger.ended(job_id, _device_seconds(known, prompt_tokens - cached, output_tokens))
             job = known.unbind(job_id, prompt_tokens - cached)
             if job is None:
                 continue
@@ -201,8 +287,9 @@ class Placer:
         """Look only at devices that are not as they were: with a thousand of them, few change in one round."""
         for name in sorted(self.cluster.changed):  # a set's own order is another in each process
             device = self.cluster.devices.get(name)
-            if device is None or not device.ready:
-                self._prefixes.forget(name)
+            if device is None or not device.ready or name in self.quarantine.reserved:
+                if device is None or not device.ready:
+                    self._prefixes.forget(name)
                 if self._offers.pop(name, None):
                     del self._names[bisect_left(self._names, name)]
                 self._open.pop(name, None)
@@ -219,6 +306,14 @@ class Placer:
             else:
                 self._open.pop(name, None)
         self.cluster.changed.clear()
+
+
+def _device_seconds(device: Device, prompt_tokens: int, output_tokens: int) -> float:
+    """What a job costs a device, by its profile and how slow it is now; tokens where it has told nothing yet."""
+    kind = device.kind
+    if kind is None:
+        return 1e-3 * (prompt_tokens + output_tokens)
+    return kind.profile.device_seconds(max(prompt_tokens, 0), max(output_tokens, 0)) * kind.slowdown
 
 
 class _Offers(Sequence[Offer]):

@@ -13,7 +13,17 @@ from broker.cluster import Heartbeat
 from broker.concurrency import Pacer, run_together, wait_at_most
 from broker.connection import PASSING, RedisClient, keep_trying
 from broker.errors import LeaseLostError
-from broker.events import BatchCancelled, Completed, Dropped, Event, Returned, WorkerChanged, parse_event
+from broker.events import (
+    BatchCancelled,
+    Completed,
+    Dropped,
+    Event,
+    Returned,
+    Submitted,
+    Withdrawn,
+    WorkerChanged,
+    parse_event,
+)
 from broker.jobs import WaitingJob
 from broker.keys import LEVELS
 from broker.placement import Placer
@@ -21,18 +31,23 @@ from broker.policies import make_policy
 from broker.policies.base import Placement
 from broker.recent_mix import MixTally
 from broker.settings import Settings
-from broker.store.scheduler import SchedulerStore
+from broker.silence import Silences
+from broker.store.tenants import TenantStore
+from broker.tenant_names import tenant_of
+from broker.tenant_reader import TenantReader
 
 log = logging.getLogger(__name__)
 
 #: Jobs read from a request stream in one call.
 _READ_JOBS = 500
 #: Heartbeats are looked at this often (seconds), and at once when a worker says that its state changed.
-_LOOK_S = 1.0
+LOOK_S = 1.0
 #: A device queue's length must differ from our count for this many looks before we believe the queue.
 _DOUBTS = 3
 #: How often to look whether the end of the work can be brought nearer (seconds).
 _FINISH_S = 0.25
+#: How often to look for jobs whose time has come (seconds).
+_DUE_S = 0.25
 #: The lengths of ended jobs are kept for the planner this often (seconds).
 _NOTE_S = 5.0
 #: Batches of which we remember whether they are cancelled; what is forgotten is looked up again.
@@ -46,7 +61,7 @@ class Scheduler:
         make_policy(settings.policy)  # a wrong name shows at once, not when the lease comes
         self._settings = settings
         self._rng = rng
-        self._store = SchedulerStore(
+        self._store = TenantStore(
             redis, pool, owner, lease_ttl_s=settings.lease_ttl_s, result_ttl_s=settings.result_ttl_s
         )
         self.pool = pool
@@ -74,16 +89,20 @@ class Scheduler:
 class _Leadership:
     """One term as leader. All it knows is rebuilt from Redis when it starts."""
 
-    def __init__(self, store: SchedulerStore, settings: Settings, rng: random.Random) -> None:
+    def __init__(self, store: TenantStore, settings: Settings, rng: random.Random) -> None:
         self._store = store
         self._settings = settings
         self._placer = Placer(make_policy(settings.policy), rng, settings.round_trip_s)
+        self._placer.quarantine.max_attempts = settings.max_attempts
         self._wake = asyncio.Event()  # something changed: decide again
         self._look = asyncio.Event()  # a worker changed: look at the heartbeats now
         self._space = {level: asyncio.Event() for level in LEVELS}
         self._batches: OrderedDict[str, bool] = OrderedDict()  # batch -> whether it is cancelled
         self._doubts: dict[str, int] = {}
-        self._since = 0.0  # start of this term, on Redis' clock
+        self._tenants = TenantReader(
+            store, self._placer, settings.window_jobs, self._take_up, lambda more: self._see("tenants", more=more)
+        )
+        self._silences = Silences(2 * LOOK_S)
         self._unreadable: set[str] = set()
         self._more: set[str] = set()  # levels of which more waits than the window holds
         self._recent = MixTally()
@@ -92,9 +111,9 @@ class _Leadership:
     async def run(self) -> None:
         await self._store.prepare()
         position = await self._store.last_event()
-        self._since = await self._store.clock()
         await self._look_at_workers()
         positions = {level: await self._read_first(level) for level in LEVELS}
+        await self._tenants.first()
         await run_together(
             self._renew_lease(),
             self._follow_events(position),
@@ -102,6 +121,8 @@ class _Leadership:
             self._dispatch(),
             self._finish_up(),
             self._note_ended(),
+            self._move_due(),
+            self._tenants.run(),
             *(self._read(level, positions[level]) for level in LEVELS),
         )
 
@@ -177,6 +198,8 @@ class _Leadership:
     def _freed(self) -> None:
         for space in self._space.values():
             space.set()
+        if self._placer.tenants.active:
+            self._tenants.wake.set()
 
     # What happens
 
@@ -200,26 +223,45 @@ class _Leadership:
                 self._placer.forget(worker, [job for job in jobs if job not in ours])
                 ours.difference_update(jobs)
             case Dropped(worker, jobs):
-                self._placer.forget(worker, jobs)
+                self._placer.forget(worker, jobs, back=False)
+            case Submitted():
+                self._tenants.wake.set()
             case WorkerChanged():
                 self._look.set()
             case BatchCancelled(batch_id):
                 await self._cancel(batch_id)
+            case Withdrawn(jobs):
+                await self._withdraw(set(jobs))
+
+    async def _move_due(self) -> None:
+        """By a timer, for nothing else happens when a time has come."""
+        while True:
+            while await self._store.move_due():
+                pass
+            await asyncio.sleep(_DUE_S)
 
     async def _note_ended(self) -> None:
         while True:
             await asyncio.sleep(_NOTE_S)
             if mix := self._recent.take():
                 await self._store.note_ended(mix)
+            await self._store.tidy_batches()
 
     async def _cancel(self, batch_id: str) -> None:
         if not await self._store.cancelled([batch_id]):
             log.warning("pool %s: batch %s is not cancelled, though an event says so", self._store.pool, batch_id)
             return
         self._remember(batch_id, cancelled=True)
-        jobs = self._placer.window.of_batch(batch_id)
+        await self._store.hasten(batch_id)
+        await self._take_out(self._placer.of_batch(batch_id))
+
+    async def _withdraw(self, ended: set[str]) -> None:
+        """Jobs that ended while they waited here."""
+        await self._take_out([job for job in self._placer.waiting() if job.job_id in ended])
+
+    async def _take_out(self, jobs: Sequence[WaitingJob]) -> None:
         for job in jobs:
-            self._placer.window.remove(job)
+            self._placer.remove(job)
         for start in range(0, len(jobs), _READ_JOBS):
             await self._discard(jobs[start : start + _READ_JOBS])
 
@@ -227,7 +269,7 @@ class _Leadership:
 
     async def _watch_workers(self) -> None:
         while True:
-            await wait_at_most(self._look, _LOOK_S)
+            await wait_at_most(self._look, LOOK_S)
             self._look.clear()
             await self._look_at_workers()
             self._wake.set()
@@ -236,13 +278,13 @@ class _Leadership:
         now = await self._store.clock()
         beats = await self._store.heartbeats()
         patience = self._settings.dead_after_s
+        self._silences.look(asyncio.get_running_loop().time())
+        self._silences.keep_only(beats)
         alive: list[str] = []
         for name, beat in beats.items():
-            silent = beat is None or now - beat.seen > patience
-            # Before this term nobody may have been able to beat: Redis was away.
-            if beat is None or (silent and now - self._since > patience):
+            if beat is None or self._silences.of(name, beat.seen) > patience:
                 await self._declare_dead(name, beat)
-            elif not silent:
+            elif now - beat.seen <= patience:  # else it may have died before we looked: it gets nothing as yet
                 alive.append(name)
                 self._unreadable.discard(name)
                 if self._placer.cluster.refresh(name, beat, asyncio.get_running_loop().time()):
@@ -254,11 +296,16 @@ class _Leadership:
         """A device new to us may have jobs already, from a scheduler before us."""
         for job in await self._store.in_flight(name):
             self._placer.cluster.devices[name].bind(job)
+            self._placer.tenants.ledger.placed(job.job_id, tenant_of(job.job_id), 0.0)
+            self._placer.quarantine.watched |= job.deaths > 0
         log.info("pool %s: worker %s (%s, %s) is %s", self._store.pool, name, beat.engine, beat.device, beat.state)
 
     async def _declare_dead(self, name: str, beat: Heartbeat | None) -> None:
         returned = await self._store.declare_dead(
-            name, silent_s=self._settings.dead_after_s, max_attempts=self._settings.max_attempts
+            name,
+            silent_s=self._settings.dead_after_s,
+            max_attempts=self._settings.max_attempts,
+            seen=beat.seen if beat else None,
         )
         if returned >= 0:
             why = "there is no heartbeat" if beat is None else "it fell silent"
@@ -294,7 +341,7 @@ class _Leadership:
                 self._freed()
 
     async def _carry_out(self, groups: dict[str, list[Placement]]) -> None:
-        closed, dropped = await self._store.dispatch(groups)
+        closed, dropped = await self._store.dispatch(groups, self._placer.cluster.incarnations(groups))
         if closed:
             for worker in closed:
                 self._placer.close(worker)

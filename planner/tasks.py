@@ -20,8 +20,8 @@ from arq.cron import cron
 from arq.jobs import ResultNotFound, SerializationError
 from arq.worker import Worker, func
 
-from broker.connection import RedisClient, connect, keep_trying, passes
-from broker.errors import TokenyardError
+from broker.connection import RedisClient, connect, is_cluster, keep_trying, passes
+from broker.errors import TokenyardError, UsageError
 from broker.keys import PoolKeys
 from planner.replanning import Replanner
 
@@ -170,7 +170,16 @@ class PlannerProcess:
 
 
 def arq_client(redis: RedisClient, pool: str) -> ArqRedis:
-    """arq's client over a connection of ours."""
+    """arq's client over a connection of ours.
+
+    Raises:
+        UsageError: it is one to a Cluster.
+    """
+    if is_cluster(redis):
+        raise UsageError(
+            "the planner's queue, arq, does not run on a Redis Cluster: plan with `tokenyard plan` there, or use one"
+            " server (redis://) or Sentinels (redis+sentinel://)"
+        )
     return ArqRedis(
         redis.connection_pool,
         job_serializer=to_json,

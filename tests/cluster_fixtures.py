@@ -18,7 +18,7 @@ from redis.asyncio import Redis
 from broker.client import Client, new_batch_id
 from broker.cluster import Heartbeat
 from broker.concurrency import cancel_all
-from broker.connection import OPTIONS
+from broker.connection import OPTIONS, connect
 from broker.jobs import Priority, Result
 from broker.keys import LEVELS, PoolKeys
 from broker.openai_batch import RequestLine
@@ -130,8 +130,8 @@ class CuttableRedis(Redis):
 
 
 def cuttable(url: str) -> CuttableRedis:
-    """As ``broker.connection.connect``, but cuttable."""
-    return CuttableRedis.from_url(url, **OPTIONS)
+    """As ``broker.connection.connect``, but cuttable; several servers are not."""
+    return connect(url) if "+" in url else CuttableRedis.from_url(url, **OPTIONS)
 
 
 @dataclass(slots=True)
@@ -183,7 +183,7 @@ class Cluster:
 
     def __init__(self, url: str, pool: str, **settings: Any) -> None:
         self.url = url
-        values: dict[str, Any] = {"pool": pool, "heartbeat_interval_s": 0.1} | settings
+        values: dict[str, Any] = {"pool": pool, "heartbeat_interval_s": 0.1, "retry_first_s": 0.01} | settings
         self.settings = Settings(**values)
         self.model = f"model-{pool}"
         self.batch = f"batch-{pool}"

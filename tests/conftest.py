@@ -9,8 +9,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tokenyard.embedded_server import EmbeddedServer
+
+# A slow machine is no failure, nor is a test that takes long on it.
+settings.register_profile("tokenyard", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("tokenyard")
 
 
 def _serve(data_dir: Path, binary: Path | None = None) -> Iterator[str]:

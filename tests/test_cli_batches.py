@@ -95,7 +95,7 @@ async def test_submitting_again_runs_nothing_twice(cluster: Cluster, tmp_path: P
     source = requests(tmp_path, cluster.model, 3)
     batch = new_batch_id()
     first = await tokenyard(cluster.url, "submit", source, "--batch", batch, "--json")
-    assert json.loads(first.out) == {"batch": batch, "accepted": 3, "known": 0, "refused": 0}
+    assert json.loads(first.out) == {"batch": batch, "accepted": 3, "known": 0, "refused": 0, "on_disk": True}
     await all_run(engine, 3)
     again = await tokenyard(cluster.url, "submit", source, "--batch", batch)
     assert (again.code, again.out) == (0, f"{batch}\n")
@@ -276,7 +276,7 @@ async def test_errors_go_where_one_says(cluster: Cluster, out: Path) -> None:
     await cluster.join("w", engine)
     batch = await cluster.submit(1)
     await all_run(engine, 1)
-    engine.finish(status_code=500)
+    engine.finish(status_code=400)
     elsewhere = out.parent / "bad.jsonl"
     collected = await tokenyard(cluster.url, "collect", batch, "-o", out, "--errors", elsewhere)
     assert collected.code == 0

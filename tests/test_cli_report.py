@@ -137,7 +137,7 @@ async def test_a_batch_that_has_not_ended(cluster: Cluster, tmp_path: Path) -> N
     assert not picture.exists()
     await eventually(lambda: len(engine.running) == 3, "3 jobs run")
     engine.finish(1)
-    engine.finish(1, status_code=500)
+    engine.finish(1, status_code=400)
 
     async def two_ended() -> bool:
         return (await cluster.client.counts(batch)).ended == 2

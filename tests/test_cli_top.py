@@ -38,7 +38,7 @@ async def running_batch(cluster: Cluster, engine: ManualEngine) -> str:
     await eventually(lambda: len(engine.running) == 3, "3 jobs run")
     engine.finish(1)
     await eventually(lambda: len(engine.running) == 2, "2 jobs run")
-    engine.finish(1, status_code=500)
+    engine.finish(1, status_code=400)
 
     async def two_ended() -> bool:
         return (await cluster.client.counts(batch)).ended == 2
@@ -78,7 +78,7 @@ async def test_status_for_people(cluster: Cluster) -> None:
     assert (shown.code, shown.err) == (0, "")
     lines = shown.out.splitlines()
     at = lines.index(f"pool {cluster.settings.pool}: {cluster.model}")
-    assert lines[at + 1 : at + 3] == ["scheduler: the-owner", "waiting jobs: none"]
+    assert lines[at + 1 : at + 3] == ["scheduler: the-owner", "waiting jobs: none; 1 dead letter"]
     assert lines[at + 5].split()[:2] == ["w", "ready"]
     assert [line.split() for line in lines if line.startswith(batch)] == [[batch, "running", "3", "1", "1", "0"]]
 

@@ -174,6 +174,20 @@ def test_a_password_without_a_port_is_refused(tmp_path: Path) -> None:
         EmbeddedServer(tmp_path, password="secret")
 
 
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "example.com"])
+def test_an_address_that_others_reach_is_refused(tmp_path: Path, host: str) -> None:
+    with pytest.raises(UsageError, match="listens on this machine only"):
+        EmbeddedServer(tmp_path, port=free_port(), host=host)
+
+
+async def test_its_port_is_bound_to_loopback_alone(tmp_path: Path) -> None:
+    async with EmbeddedServer(tmp_path, port=free_port(), host="localhost") as server:
+        tree = [psutil.Process(running_pid(server)), *psutil.Process(running_pid(server)).children()]
+        bound = {c.laddr.ip for p in tree for c in p.net_connections("tcp") if c.status == psutil.CONN_LISTEN}
+        assert bound
+        assert bound <= {"127.0.0.1", "::1"}
+
+
 async def test_port_in_use(tmp_path: Path) -> None:
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))

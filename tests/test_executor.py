@@ -8,8 +8,9 @@ from collections.abc import Sequence
 
 import pytest
 from cluster_fixtures import CHAT, ManualEngine, eventually
+from msgspec import structs
 
-from broker.jobs import BATCH_CANCELLED, Delivery, Outcome
+from broker.jobs import BATCH_CANCELLED, BATCH_EXPIRED, REQUEST_TIMEOUT, Delivery, JobState, Outcome
 from workers.engines.base import EngineRequest, EngineResponse, EngineUnavailableError
 from workers.executor import Executor
 
@@ -236,3 +237,41 @@ async def test_a_dead_engine_is_told_of_once_and_can_be_renewed() -> None:
     await asyncio.sleep(0)
     assert not failing.done()
     failing.cancel()
+
+
+async def test_a_request_that_takes_too_long_is_aborted_and_may_be_tried_again() -> None:
+    engine, outbox = ManualEngine(), Outbox()
+    executor = Executor(engine, retry_first_s=8.0)
+    executor.start(structs.replace(delivery(0), timeout_s=0.01))
+    executor.start(structs.replace(delivery(1), timeout_s=1000))
+    await eventually(lambda: executor.running == 1)
+    await executor.flush(outbox.send)
+    [outcome] = outbox.sent
+    assert (outcome.delivery.job_id, outcome.error_code, outcome.state) == ("b.0", REQUEST_TIMEOUT, JobState.FAILED)
+    assert "0.01 s" in outcome.error_message
+    assert 4 <= outcome.retry_s <= 8
+    assert engine.aborted == ["b.0-0-1"]
+    await executor.drop_all()
+
+
+@pytest.mark.parametrize(("status", "again"), [(500, True), (503, True), (429, True), (400, False), (200, False)])
+async def test_only_what_may_pass_is_to_be_tried_again(status: int, again: bool) -> None:
+    engine, outbox = ManualEngine(), Outbox()
+    executor = Executor(engine)
+    executor.start(delivery())
+    await eventually(lambda: engine.running)
+    engine.finish(status_code=status)
+    await executor.until(lambda: executor.running == 0)
+    await executor.flush(outbox.send)
+    assert [outcome.retry_s > 0 for outcome in outbox.sent] == [again]
+
+
+async def test_an_expired_batch_ends_as_such_also_what_comes_late() -> None:
+    outbox = Outbox()
+    executor = Executor(ManualEngine())
+    executor.start(delivery(0))
+    executor.cancel_batch("b", expired=True)
+    executor.start(delivery(1))
+    await executor.until(lambda: executor.running == 0)
+    await executor.flush(outbox.send)
+    assert [(o.error_code, o.state, o.retry_s) for o in outbox.sent] == [(BATCH_EXPIRED, JobState.FAILED, 0)] * 2

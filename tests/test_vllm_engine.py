@@ -221,6 +221,8 @@ class TestVllmForReal:
                 child.kill()
             with pytest.raises(EngineUnavailableError):
                 await running
+            with pytest.raises(EngineUnavailableError):  # so an idle worker notices, too
+                engine.load()
             with pytest.raises(EngineUnavailableError):
                 await engine.run(bench.request(EMBEDDINGS, input="text"))
 

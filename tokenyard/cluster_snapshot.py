@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from broker.client import Client
 from broker.cluster import Heartbeat
 from broker.errors import UnknownBatchError
 from broker.jobs import BatchCounts
+from broker.pool_plan import hosts_of
+from broker.store.dead import DeadLetterStore
 from broker.store.monitor import MonitorStore
+from broker.store.plans import PlanStore
+from broker.store.server import ServerMemory, server_memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +26,9 @@ class PoolSnapshot:
         scheduler: who places its jobs, None where nobody does.
         waiting: jobs that wait for a device, by request stream.
         workers: worker name -> last heartbeat, None where it expired or cannot be read.
+        delayed: jobs that failed and are tried again later.
+        dead_letters: jobs that failed for good and whose letter is kept.
+        unwatched: hosts of its plan without a supervisor.
     """
 
     name: str
@@ -29,15 +36,22 @@ class PoolSnapshot:
     scheduler: str | None
     waiting: dict[str, int]
     workers: dict[str, Heartbeat | None]
+    delayed: int = 0
+    dead_letters: int = 0
+    unwatched: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class ClusterSnapshot:
-    """All pools of a server, and batches with their counts, the newest first; ``clock`` is Redis' in seconds."""
+    """All pools of a server, and batches with their counts, the newest first; ``clock`` is Redis' in seconds.
+
+    ``memory`` is None where the server does not tell.
+    """
 
     clock: float
     pools: list[PoolSnapshot]
     batches: dict[str, BatchCounts]
+    memory: ServerMemory | None = None
 
 
 async def read_cluster(client: Client, batch_ids: list[str]) -> ClusterSnapshot:
@@ -45,7 +59,8 @@ async def read_cluster(client: Client, batch_ids: list[str]) -> ClusterSnapshot:
     models = await client.registry.models()
     pools = [await _read_pool(client, name, models) for name in await client.registry.pools()]
     clock = await MonitorStore(client.redis, "").clock()
-    return ClusterSnapshot(clock, pools, await _read_counts(client, batch_ids))
+    memory = await server_memory(client.redis)
+    return ClusterSnapshot(clock, pools, await _read_counts(client, batch_ids), memory)
 
 
 async def newest_batches(client: Client, limit: int) -> list[str]:
@@ -69,12 +84,16 @@ def as_json(snapshot: ClusterSnapshot) -> dict[str, Any]:
     """The snapshot for machines: plain dicts, lists, numbers and texts."""
     return {
         "clock": snapshot.clock,
+        "memory": _memory_as_json(snapshot.memory),
         "pools": [
             {
                 "name": pool.name,
                 "models": list(pool.models),
                 "scheduler": pool.scheduler,
                 "waiting": pool.waiting,
+                "delayed": pool.delayed,
+                "dead_letters": pool.dead_letters,
+                "hosts_without_supervisor": list(pool.unwatched),
                 "workers": [
                     {"name": name, **(beat.model_dump() if beat else {"state": None})}
                     for name, beat in pool.workers.items()
@@ -84,6 +103,10 @@ def as_json(snapshot: ClusterSnapshot) -> dict[str, Any]:
         ],
         "batches": [batch_as_json(batch_id, counts) for batch_id, counts in snapshot.batches.items()],
     }
+
+
+def _memory_as_json(memory: ServerMemory | None) -> dict[str, Any] | None:
+    return {**asdict(memory), "full": memory.full} if memory else None
 
 
 def batch_as_json(batch_id: str, counts: BatchCounts) -> dict[str, Any]:
@@ -103,9 +126,11 @@ def batch_as_json(batch_id: str, counts: BatchCounts) -> dict[str, Any]:
 
 
 def batch_state(counts: BatchCounts) -> str:
-    """``open`` (requests may still come), ``running``, ``complete``, ``cancelling`` or ``cancelled``."""
+    """``open`` (requests may still come), ``running``, ``complete``, or ``cancelled`` or ``expired``: see below."""
     if counts.state == "cancelled":
         return "cancelled" if counts.complete else "cancelling"
+    if counts.state == "expired":  # its completion window is over
+        return "expired" if counts.complete else "expiring"
     if counts.complete:
         return "complete"
     return "running" if counts.sealed else "open"
@@ -119,7 +144,15 @@ async def _read_pool(client: Client, name: str, models: dict[str, str]) -> PoolS
         scheduler=await store.lease_owner(),
         waiting=await store.waiting(),
         workers=await store.heartbeats(),
+        delayed=await store.delayed(),
+        dead_letters=await DeadLetterStore(client.redis, name).count(),
+        unwatched=await _unwatched(PlanStore(client.redis, name)),
     )
+
+
+async def _unwatched(plans: PlanStore) -> tuple[str, ...]:
+    plan = (await plans.read()).plan
+    return () if plan is None else tuple(await plans.without_supervisor(hosts_of(plan)))
 
 
 async def _read_counts(client: Client, batch_ids: list[str]) -> dict[str, BatchCounts]:

@@ -9,6 +9,7 @@ import platform
 import shlex
 import subprocess
 from importlib.util import find_spec
+from ipaddress import ip_address
 from pathlib import Path
 from types import TracebackType
 from urllib.parse import quote
@@ -36,12 +37,12 @@ class EmbeddedServer:
     Args:
         data_dir: where data, log and socket live; made if missing.
         port: TCP port to listen on instead of a Unix socket.
-        host: address to bind the port to.
+        host: address to bind the port to; one of this machine's loopback.
         password: password for the port; the one kept, or a new one, if not given.
         binary: another redis-server or valkey-server, 7.0 or newer.
 
     Raises:
-        UsageError: a password without a port.
+        UsageError: a password without a port, or a host that others can reach.
     """
 
     def __init__(
@@ -55,6 +56,11 @@ class EmbeddedServer:
     ) -> None:
         if password is not None and port is None:
             raise UsageError("A password protects a port: give a port too, or leave the password out")
+        if not _is_loopback(host):
+            raise UsageError(
+                f"the embedded server knows no TLS, so it listens on this machine only, not on {host}: for other"
+                " machines start Redis with TLS (docs/security.md)"
+            )
         self._directory = ServerDirectory(data_dir)
         self._port = port
         self._host = host
@@ -204,6 +210,13 @@ def find_binary() -> Path:
         f"There is no embedded server for {platform.system()} on {platform.machine()}:"
         " start Redis 7 or Valkey yourself and set TOKENYARD_REDIS_URL to its address"
     )
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 async def _end(process: subprocess.Popen[bytes]) -> None:

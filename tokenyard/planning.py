@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -23,13 +22,12 @@ from planner.mix import classes_of, parse_lengths
 from planner.model_shape import DTYPE_BYTES, ModelShape
 from planner.search import SearchResult, cheapest, search
 from planner.what_if import Change, parse_devices
+from tokenyard.kernel_database import known_rates
 from tokenyard.known_devices import known_device
 from tokenyard.profile_file import read_profile_file
 from tokenyard.simulation_choice import RequestChoice, find_requests
 from tokenyard.simulation_input import read_known
 
-_SPAN = re.compile(r"(\d*\.?\d+)\s*(s|m|h|d)?")
-_UNIT_S = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 #: No engine runs more requests at once.
 _MOST_SEATS = 10**6
 
@@ -81,6 +79,7 @@ class PlanOutcome:
         what_if: the best plan with other devices.
         batch: the plan for a budget or a deadline.
         jobs: jobs of the batch.
+        unwatched: hosts of the inventory without a supervisor, where there is a pool that has some.
     """
 
     result: SearchResult
@@ -89,6 +88,7 @@ class PlanOutcome:
     what_if: ClusterPlan | None
     batch: ClusterPlan | None
     jobs: float
+    unwatched: tuple[str, ...] = ()
 
 
 def make_plan(
@@ -110,7 +110,7 @@ def make_plan(
     Raises:
         UsageError: nothing fits, or nothing reaches what was asked for; says by how much.
     """
-    estimator = Estimator(choice.space.shape, measured, choice.names)
+    estimator = Estimator(choice.space.shape, measured, choice.names, known_rates())
     types = machine_types(choice.machines, choice.space, estimator, classes)
     result = search(types, classes)
     what_if = None
@@ -204,18 +204,6 @@ def check_models(measured: Sequence[Measured], shape: ModelShape, names: Sequenc
             f"the profiles are of {models}, none of {shape.name}: measure it with `tokenyard profile`, give the right "
             "--profiles, or say with --served-name what they call it"
         )
-
-
-def parse_span(text: str) -> float:
-    """Seconds of a time such as ``90``, ``90s``, ``30m``, ``2h`` or ``1.5d``.
-
-    Raises:
-        UsageError: it is not of this form.
-    """
-    match = _SPAN.fullmatch(text.strip())
-    if match is None or float(match[1]) <= 0:
-        raise UsageError(f"--deadline {text}: give a time as 90s, 30m, 2h or 1d")
-    return float(match[1]) * _UNIT_S[match[2] or "s"]
 
 
 def parse_what_if(text: str | None) -> tuple[Change, ...]:

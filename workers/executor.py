@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Any
@@ -11,8 +12,9 @@ from typing import Any
 import orjson
 
 from broker.concurrency import cancel_all
-from broker.jobs import ABORTED, BATCH_CANCELLED, Delivery, Outcome
-from workers.engines.base import Engine, EngineRequest, EngineUnavailableError, Load
+from broker.delivery import retry_s
+from broker.jobs import ABORTED, BATCH_CANCELLED, BATCH_EXPIRED, REQUEST_TIMEOUT, Delivery, Outcome
+from workers.engines.base import NO_LOAD, Engine, EngineRequest, EngineUnavailableError, Load
 from workers.progress import Progress
 
 log = logging.getLogger(__name__)
@@ -32,17 +34,26 @@ class Executor:
     All is kept by the device queue's entry: a job may come here again while the engine still aborts its last attempt.
     """
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, *, retry_first_s: float = 1.0, rng: random.Random | None = None) -> None:
+        """Args:
+        engine: runs the requests.
+        retry_first_s: seconds after which a job whose first attempt failed is to be tried again.
+        rng: scatters these times.
+        """
         self._engine = engine
+        self._retry_first_s = retry_first_s
+        self._rng = rng or random.Random()
         self._tasks: dict[str, asyncio.Task[Outcome | None]] = {}
         self._deliveries: dict[str, Delivery] = {}
         self._progress = Progress()
         self._instead: dict[str, Outcome] = {}  # what a task ends as once it is cancelled
         self._cancelled_batches: dict[str, None] = {}  # the latest
+        self._expired_batches: dict[str, None] = {}  # those of them that were not cancelled
         self._cancelled_entries: dict[str, None] = {}  # likewise
         self._outcomes: list[Outcome] = []
         self.done = asyncio.Event()  # an outcome is there to be sent
         self.jobs_total = 0
+        self._load = NO_LOAD
         self._changed = asyncio.Event()
         self._failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
@@ -80,10 +91,13 @@ class Executor:
         return entry in self._tasks or any(o.delivery.entry_id == entry for o in self._outcomes)
 
     def load(self) -> Load:
-        """The engine's load. Looked at now and then, it tells how fast requests get on."""
-        load = self._engine.load()
-        self._progress.look(_now(), load.output_tokens_total)
-        return load
+        """The engine's load. Looked at now and then, it tells how fast requests get on; or that the engine died."""
+        try:
+            self._load = self._engine.load()
+            self._progress.look(_now(), self._load.output_tokens_total)
+        except EngineUnavailableError as e:
+            self._fail(e)
+        return self._load
 
     def start(self, delivery: Delivery) -> None:
         """Run a delivery."""
@@ -95,13 +109,18 @@ class Executor:
         if entry in self._cancelled_entries:
             self.cancel_job(delivery.job_id, entry)
         if delivery.batch_id in self._cancelled_batches:
-            self.cancel_batch(delivery.batch_id)
+            self.cancel_batch(delivery.batch_id, expired=delivery.batch_id in self._expired_batches)
 
-    def cancel_batch(self, batch_id: str) -> None:
-        """Abort the batch's jobs in the engine; they end as cancelled. So does one that was on its way here."""
+    def cancel_batch(self, batch_id: str, *, expired: bool = False) -> None:
+        """Abort the batch's jobs in the engine; they end as cancelled. So does one that was on its way here.
+
+        With ``expired``, they end as expired: the batch's completion window is over.
+        """
         _remember(self._cancelled_batches, batch_id, _BATCHES_KEPT)
+        if expired:
+            _remember(self._expired_batches, batch_id, _BATCHES_KEPT)
         for delivery in [d for d in self._deliveries.values() if d.batch_id == batch_id]:
-            self._stop(delivery, _cancelled_outcome(delivery))
+            self._stop(delivery, _expired_outcome(delivery) if expired else _cancelled_outcome(delivery))
 
     def cancel_job(self, job_id: str, entry_id: str) -> None:
         """Abort one delivery in the engine: its job ended elsewhere. What it had computed is reported as wasted."""
@@ -150,15 +169,20 @@ class Executor:
         entry = delivery.entry_id
         self._progress.begin(entry, _now())
         request = EngineRequest(f"{delivery.job_id}-{entry}", delivery.url, delivery.body)
+        limit = asyncio.timeout(delivery.timeout_s or None)
         try:
-            response = await self._engine.run(request)
+            async with limit:
+                response = await self._engine.run(request)
         except EngineUnavailableError as e:
-            if not self._failure.done():
-                self._failure.set_exception(e)
+            self._fail(e)
             return None
         except Exception as e:  # one request must never take its worker along
-            log.exception("job %s failed in the engine", delivery.job_id)
-            return Outcome(delivery, 500, _error_body(e))
+            if limit.expired():
+                return self._failed(delivery, 0, b"", REQUEST_TIMEOUT)
+            # Its words may hold the prompt, so they stay out of the log.
+            log.error("job %s failed in the engine: %s", delivery.job_id, type(e).__name__)
+            log.debug("job %s", delivery.job_id, exc_info=True)
+            return self._failed(delivery, 500, _error_body(e))
         finally:
             self._progress.end(entry, _now())
         return Outcome(
@@ -168,7 +192,21 @@ class Executor:
             response.prompt_tokens,
             response.output_tokens,
             cached_tokens=response.cached_tokens,
+            retry_s=self._retry_s(delivery, response.status_code),
         )
+
+    def _fail(self, error: EngineUnavailableError) -> None:
+        if not self._failure.done():
+            self._failure.set_exception(error)
+
+    def _failed(self, delivery: Delivery, status_code: int, body: bytes, error_code: str = "") -> Outcome:
+        why = f"The request ran longer than the {delivery.timeout_s:g} s it may." if error_code else ""
+        after_s = self._retry_s(delivery, status_code, error_code)
+        return Outcome(delivery, status_code, body, error_code=error_code, error_message=why, retry_s=after_s)
+
+    def _retry_s(self, delivery: Delivery, status_code: int, error_code: str = "") -> float:
+        """When to try the job again after this attempt; 0: never."""
+        return retry_s(status_code, error_code, delivery.attempt, self._rng, self._retry_first_s)
 
     def _stop(self, delivery: Delivery, outcome: Outcome) -> None:
         """Cancel what runs; it ends as ``outcome``, unless its response was there already."""
@@ -184,7 +222,7 @@ class Executor:
         entry = delivery.entry_id
         if not self._progress.has_begun(entry):
             return Outcome(delivery, 0, b"", error_code=ABORTED)
-        output = self._progress.output_tokens(entry, _now(), self._engine.load().output_tokens_total)
+        output = self._progress.output_tokens(entry, _now(), self.load().output_tokens_total)
         output = min(output, delivery.max_tokens) if delivery.max_tokens else output
         return Outcome(delivery, 0, b"", delivery.prompt_tokens, output, ABORTED)
 
@@ -203,6 +241,11 @@ def _remember(latest: dict[str, None], name: str, limit: int) -> None:
 def _cancelled_outcome(delivery: Delivery) -> Outcome:
     message = "The batch was cancelled while this request ran."
     return Outcome(delivery, 0, b"", error_code=BATCH_CANCELLED, error_message=message)
+
+
+def _expired_outcome(delivery: Delivery) -> Outcome:
+    message = "The batch's completion window was over while this request ran."
+    return Outcome(delivery, 0, b"", error_code=BATCH_EXPIRED, error_message=message)
 
 
 def _chunk(outcomes: Sequence[Outcome]) -> list[Outcome]:

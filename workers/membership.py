@@ -12,19 +12,20 @@ from collections.abc import Awaitable, Callable, Sequence
 from broker.cluster import WorkerState
 from broker.concurrency import wait_at_most
 from broker.connection import RedisClient, keep_trying
-from broker.errors import WorkerGoneError
+from broker.errors import UsageError, WorkerGoneError
 from broker.profiles import profile_text
 from broker.settings import Settings
 from broker.store.client import Registry
 from broker.store.worker import WorkerStore
 from broker.throughput import Profile
-from workers.engines.base import Capacity, Load
+from workers.engines.base import NO_LOAD, Capacity, Load
 from workers.heartbeat import Identity, heartbeat_fields
 from workers.rates import RateWindow
 
 log = logging.getLogger(__name__)
 
-_NO_LOAD = Load(0, 0, 0, 0, 0, 0)
+#: Another worker of our name is alive when it was heard this often; by hand one writes a heartbeat once.
+_BEATS_OF_THE_LIVING = 2
 
 #: Where the profile of an engine that has just started is found; None where there is none.
 ProfileSource = Callable[[Capacity], Awaitable[Profile | None]]
@@ -69,18 +70,27 @@ class Membership:
         self._joining = asyncio.Lock()
         self._gone: Callable[[], Awaitable[None]] | None = None
 
+    @property
+    def retry_first_s(self) -> float:
+        """Seconds after which a job whose first attempt failed is tried again."""
+        return self._settings.retry_first_s
+
     def on_gone(self, drop: Callable[[], Awaitable[None]]) -> None:
         """What to do when the pool has given this worker up: abort what it runs, it is others' now."""
         self._gone = drop
 
     async def join(self) -> None:
-        """Join the pool, as a worker that starts.
+        """Join the pool, as a worker that starts. Redis may come and go.
 
         Raises:
             UsageError: another pool serves one of the models.
         """
-        await self._registry.add_pool(self._settings.pool, self._models)
-        await self._register(takeover=True)
+
+        async def attempt() -> None:
+            await self._registry.add_pool(self._settings.pool, self._models)
+            await self._register(takeover=True)
+
+        await keep_trying(attempt, log.warning)
 
     def set_state(self, state: WorkerState) -> None:
         """Tell the pool at once."""
@@ -111,7 +121,7 @@ class Membership:
             WorkerGoneError: declared dead.
         """
         while True:
-            load, jobs_total = account() if self._state != "starting" else (_NO_LOAD, 0)
+            load, jobs_total = account() if self._state != "starting" else (NO_LOAD, 0)
             await self.store.heartbeat(self._fields(load, jobs_total))
             await wait_at_most(self._beat_now, self._settings.heartbeat_interval_s)
             self._beat_now.clear()
@@ -142,10 +152,28 @@ class Membership:
             if self._gone is not None:
                 await self._gone()
             await self._registry.add_pool(self._settings.pool, self._models)  # the server may have lost its data
-            await self._register(takeover=False)
+            await self._reclaim()
+
+    async def _reclaim(self) -> None:
+        """Take our name back. Whoever has it meanwhile beats, if it lives; one who does not was written by hand.
+
+        Raises:
+            UsageError: another living worker has it.
+        """
+        now = asyncio.get_running_loop().time
+        beats, seen, since = 0, await self.store.seen(), now()
+        while True:
+            try:
+                return await self._register(takeover=now() - since > self._settings.dead_after_s)
+            except UsageError:
+                if beats >= _BEATS_OF_THE_LIVING:
+                    raise
+            await asyncio.sleep(self._settings.heartbeat_interval_s / 2)
+            if (latest := await self.store.seen()) != seen:
+                beats, seen, since = beats + 1, latest, now()
 
     async def _register(self, *, takeover: bool) -> None:
-        await self.store.register(secrets.token_hex(4), self._fields(_NO_LOAD, 0), takeover=takeover)
+        await self.store.register(secrets.token_hex(4), self._fields(NO_LOAD, 0), takeover=takeover)
 
     def _fields(self, load: Load, jobs_total: int) -> dict[str, str]:
         now = asyncio.get_running_loop().time()

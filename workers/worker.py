@@ -31,7 +31,7 @@ class Worker:
         self._engine = engine
         self._member = membership
         self._store = membership.store
-        self._executor = Executor(engine)
+        self._executor = Executor(engine, retry_first_s=membership.retry_first_s)
         self._stopping = asyncio.Event()
         self._give_up = asyncio.Event()
         self._sending = asyncio.Lock()
@@ -54,7 +54,9 @@ class Worker:
             EngineStartError: the engine cannot start the first time.
             UsageError: the name or the model belongs to another worker or pool.
         """
-        await self._member.join()
+        await run_together(self._member.join(), self._stopping.wait())
+        if not self._store.incarnation:
+            return  # told to stop while Redis was away
         tasks = [
             asyncio.ensure_future(self._member.keep(self._beat)),
             asyncio.ensure_future(self._serve()),
@@ -167,10 +169,12 @@ class Worker:
                 match order:
                     case {"order": "cancel", "batch": batch}:
                         self._executor.cancel_batch(batch)
+                    case {"order": "expire", "batch": batch}:
+                        self._executor.cancel_batch(batch, expired=True)
                     case {"order": "cancel_job", "job": job, "entry": entry}:
                         self._executor.cancel_job(job, entry)
                     case _:
-                        log.warning("worker %s: order %r is none that it knows, skipped", self._store.worker, order)
+                        log.warning("worker %s: order %.200r is none that it knows, skipped", self._store.worker, order)
 
     # Leaving
 

@@ -2,7 +2,8 @@
 -- this worker's queue: once the job went to another, or its copy ended it, it is not.
 -- ARGV: prefix, worker, incarnation, ttl_s, max attempts, msgpack [[entry id, job id, batch, custom_id, attempt,
 --   submitted, started, state, status code, body, prompt tokens, output tokens, cached tokens, error code,
---   error message], ...]; error code "aborted": this side was told to stop, its tokens are what it had computed
+--   error message, retry after s], ...]; error code "aborted": this side was told to stop, its tokens are what it had
+--   computed; a retry after more than 0 s: the failure may pass
 -- Returns a list of 1 (counted, as a result or as work in vain) and 0 (late); or -1: this worker is not known any more.
 local prefix, worker = ARGV[1], ARGV[2]
 if not is_current(prefix .. 'worker:' .. worker, ARGV[3]) then return -1 end
@@ -21,19 +22,22 @@ local function count_lost(o)
   return 1
 end
 
--- The other side of an ended job goes. Where it runs, its worker is told to abort it, and may say once what it had
--- computed in vain. (pcall: what the job's hash says may have been written by hand.)
-local function drop_side(id, batch, other, entry)
-  local queue = prefix .. 'device:' .. other
-  if redis.pcall('XACK', queue, 'worker', entry) == 1 then
-    local control = prefix .. 'control:' .. other
-    redis.call('HSET', prefix .. 'losers:' .. other, entry, batch)
-    redis.call('EXPIRE', prefix .. 'losers:' .. other, ARGV[4])
-    redis.call('XADD', control, 'MAXLEN', '~', 1000, '*', 'order', 'cancel_job', 'job', id, 'entry', entry)
-    redis.call('EXPIRE', control, 60)
-  end
-  redis.pcall('XDEL', queue, entry)
-  note_gone(tally, 'dropped', other, id)
+-- Why an attempt failed, in a line.
+local function why_of(o)
+  if o[14] then return o[15] ~= '' and o[15] or o[14] end
+  return string.format('status %.0f: %s', o[9], string.sub(o[10], 1, 250))
+end
+
+-- The failure of a job that has no other side may pass: it waits, then runs again. False where its attempts are used
+-- up, its batch takes no more, or it has ended.
+local function try_again(o)
+  local id, batch, key = o[2], o[3], job_prefix .. o[2]
+  if charge(key, 'charges') >= max_attempts or is_cancelled(tally, batch) then return false end
+  count_wasted(tally, batch, o[11], o[12])
+  unbind(key, 'delayed', true)
+  redis.call('ZADD', prefix .. 'delayed', tonumber(clock()) + o[16], id)
+  note_gone(tally, 'returned', worker, id)
+  return true
 end
 
 -- End a job of two sides by one of them. Returns the record of the side that ended it; or nil: the job goes on at the
@@ -42,14 +46,16 @@ local function end_race(o)
   local entry, id, batch, state, status = o[1], o[2], o[3], o[8], o[9]
   if state == 'failed' and (status >= 500 or status == 0) then
     count_wasted(tally, batch, o[11], o[12])
-    leave(tally, id, worker, entry, true, max_attempts)
+    note_attempt(tally, id, o[5], worker, o[7], why_of(o))
+    charge(job_prefix .. id, 'charges')
+    leave(tally, id, worker, entry, false, max_attempts)
     return nil
   end
   local f = redis.call('HMGET', job_prefix .. id, 'worker', 'entry', 'copy', 'copy_entry', 'copy_dispatched',
     'copy_predicted_s', 'copy_output_tokens', 'dispatched', 'predicted_s', 'output_tokens', 'reason')
-  if not (f[1] == worker and f[2] == entry) then drop_side(id, batch, f[1], f[2]) end
+  if not (f[1] == worker and f[2] == entry) then drop_side(tally, id, batch, f[1], f[2]) end
   if not (f[3] == worker and f[4] == entry) then
-    drop_side(id, batch, f[3], f[4])
+    drop_side(tally, id, batch, f[3], f[4])
     return {f[8], f[9], f[10], f[11]}
   end
   if state ~= 'cancelled' then
@@ -62,11 +68,16 @@ end
 local function settle(o)
   local id = o[2]
   local record = redis.call('HMGET', job_prefix .. id, 'dispatched', 'predicted_s', 'output_tokens', 'reason', 'copy')
-  if record[5] then
+  local raced = record[5]
+  if raced then
     record = end_race(o)
     if not record then return 1 end
   end
-  local error_code = o[14] ~= '' and o[14] or nil
+  if o[8] == 'failed' and redis.call('EXISTS', job_prefix .. id) == 1 then
+    note_attempt(tally, id, o[5], worker, o[7], why_of(o))
+    if o[16] > 0 and not raced and try_again(o) then return 1 end
+  end
+  local error_code = o[14]
   local counts = finish(tally, id, o[3], o[4], o[5], o[6], o[7], worker, o[8], o[9], o[10], o[11], o[12], o[13],
     record, error_code, o[15])
   if counts == 1 then ended[#ended + 1] = string.format('%s:%.0f:%.0f:%.0f', id, o[11], o[12], o[13]) end
@@ -75,6 +86,7 @@ end
 
 for i, o in ipairs(cmsgpack.unpack(ARGV[6])) do
   entries[i] = o[1]
+  if o[14] == '' then o[14] = nil end
   if redis.call('XACK', stream, 'worker', o[1]) == 0 then
     flags[i] = count_lost(o)
   elseif o[14] == 'aborted' then  -- by an order that was written by hand: it was no loser

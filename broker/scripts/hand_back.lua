@@ -9,6 +9,7 @@ announce(prefix, 'kind', 'worker', 'worker', worker)
 -- An engine that died lost what it had computed: nobody will say how much that was.
 if ARGV[5] == '1' then redis.call('DEL', prefix .. 'losers:' .. worker) end
 local tally = batch_tally(prefix, ARGV[4])
-local n = give_back(tally, worker, ARGV[5] == '1', tonumber(ARGV[6]), 100000)
+local n = give_back(tally, worker, ARGV[5] == '1', tonumber(ARGV[6]), 100000,
+  'the engine of worker ' .. worker .. ' died')
 write_tally(tally)
 return n

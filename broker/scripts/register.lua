@@ -6,7 +6,7 @@ local key = prefix .. 'worker:' .. worker
 if ARGV[7] == '0' and redis.call('EXISTS', key) == 1 then return 0 end
 local at = clock()
 local tally = batch_tally(prefix, ARGV[5])
-give_all_back(tally, worker, tonumber(ARGV[6]))
+give_all_back(tally, worker, tonumber(ARGV[6]), 'worker ' .. worker .. ' started anew')
 write_tally(tally)
 redis.call('DEL', key, prefix .. 'device:' .. worker, prefix .. 'control:' .. worker,
   prefix .. 'losers:' .. worker)

@@ -6,9 +6,13 @@ from typing import Any
 
 from broker import keys
 from broker.cluster import Heartbeat, parse_heartbeat
-from broker.connection import BLOCK_S, RedisClient
+from broker.connection import BLOCK_S, RedisClient, clock
 from broker.job_record import JobRecord, batch_of, cursor_before, parse_job, short_id
 from broker.scripts import text
+from broker.tenant_names import is_tenant
+
+#: No batch's id is longer.
+_BATCH_CHARS = 200
 
 
 class MonitorStore:
@@ -36,15 +40,27 @@ class MonitorStore:
         return dict(zip(workers, await pipe.execute() if workers else [], strict=True))
 
     async def waiting(self) -> dict[str, int]:
-        """Jobs in each request stream."""
+        """Jobs in each request stream, those of all tenants together."""
+        names = [text(name) for name in await self._redis.smembers(self.keys.tenants)]
+        levels: list[str] = [*keys.LEVELS]
+        for tenant in filter(is_tenant, names):
+            levels += [keys.tenant_level(level, tenant) for level in keys.FRESH_LEVELS]
         pipe = self._redis.pipeline(transaction=False)
-        for level in keys.LEVELS:
+        for level in levels:
             pipe.xlen(self.keys.requests(level))
-        return dict(zip(keys.LEVELS, await pipe.execute(), strict=True))
+        found: dict[str, int] = dict.fromkeys(keys.LEVELS, 0)
+        for level, jobs in zip(levels, await pipe.execute(), strict=True):
+            found[level.partition(":")[0]] += jobs
+        return found
+
+    async def delayed(self) -> int:
+        """Jobs that failed and are tried again later."""
+        return await count_members(self._redis, self.keys.delayed)
 
     async def batches(self, limit: int = 50) -> list[str]:
         """Ids of batches that are stored, newest first, at most ``limit``."""
-        ids = [name.decode() for name in await self._redis.zrevrange(self.keys.batches, 0, limit - 1)]
+        names = await self._redis.zrevrange(self.keys.batches, 0, limit - 1)
+        ids = [name for name in map(text, names) if name.isprintable() and len(name) <= _BATCH_CHARS]
         pipe = self._redis.pipeline(transaction=False)
         for batch_id in ids:
             pipe.exists(self.keys.batch(batch_id))
@@ -67,12 +83,11 @@ class MonitorStore:
     async def lease_owner(self) -> str | None:
         """Who schedules this pool now."""
         owner = await self._redis.hget(self.keys.lease, "owner")
-        return owner.decode() if owner else None
+        return text(owner)[:_BATCH_CHARS] if owner else None
 
     async def clock(self) -> float:
         """Seconds since the epoch on Redis' clock, the one that heartbeats are stamped with."""
-        seconds, micros = await self._redis.time()
-        return seconds + micros / 1e6
+        return await clock(self._redis, self.keys.prefix)
 
     async def events(self, after: str, *, limit: int = 1000) -> list[tuple[str, dict[str, str]]]:
         """Events after position ``after`` ("$": from now on); waits at most ``BLOCK_S`` seconds."""
@@ -87,6 +102,18 @@ class MonitorStore:
         """Position of the newest event."""
         newest = await self._redis.xrevrange(self.keys.events, count=1)
         return newest[0][0].decode() if newest else "0"
+
+
+async def count_members(redis: RedisClient, key: str) -> int:
+    """Members of a sorted set; a key that is none counts as empty."""
+    pipe = redis.pipeline(transaction=False)
+    pipe.zcard(key)
+    [found] = await pipe.execute(raise_on_error=False)
+    if isinstance(found, Exception):
+        if not str(found).startswith("WRONGTYPE"):
+            raise found
+        return 0
+    return int(found)
 
 
 def _hash(answer: Any) -> dict[bytes, bytes]:

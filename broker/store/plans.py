@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
 import redis.exceptions as rex
 
 from broker import scripts
-from broker.connection import RedisClient
+from broker.connection import RedisClient, clock
 from broker.errors import UsageError
 from broker.keys import PoolKeys
 from broker.plan_record import parse_plan, plan_text
@@ -25,6 +25,8 @@ RECENT_ENTRIES = 1000
 _STARTS_TTL_S = 86_400
 _NOTE_TTL_S = 3600
 _NOTE_BYTES = 4096
+#: A host without a word of its supervisor for so long has none (seconds).
+HOST_TTL_S = 30
 _LONGEST_START_S = 86_400.0
 _VERSION_CHARS = 20
 _MOST_VERSION = 2**52
@@ -88,8 +90,8 @@ class PlanStore:
 
     async def recent_mix(self, within_s: float) -> RecentMix:
         """Jobs that ended in the last ``within_s`` seconds, by length."""
-        seconds, _ = await self._redis.time()
-        least = max(int((seconds - within_s) * 1000), 0)
+        now = await clock(self._redis, self.keys.prefix)
+        least = max(int((now - within_s) * 1000), 0)
         call = self._redis.xrevrange(self.keys.recent, "+", str(least), count=RECENT_ENTRIES)
         entries = await self._look(call, self.keys.recent) or []
         return parse_mix(_text(fields.get(b"ended"), 65_536) for _, fields in entries)
@@ -114,6 +116,20 @@ class PlanStore:
     async def keep_note(self, text: bytes) -> None:
         """Note something for the planner's next look."""
         await self._redis.set(self.keys.looks, text, ex=_NOTE_TTL_S)
+
+    async def mark_hosts(self, hosts: Iterable[str]) -> None:
+        """Say that a supervisor carries plans out for these hosts; forgotten after ``HOST_TTL_S`` seconds."""
+        pipe = self._redis.pipeline(transaction=False)
+        for host in hosts:
+            pipe.set(self.keys.host(host), "1", ex=HOST_TTL_S)
+        await pipe.execute()
+
+    async def without_supervisor(self, hosts: Sequence[str]) -> list[str]:
+        """Those of these hosts for which no supervisor carries plans out just now."""
+        if not hosts:
+            return []
+        marks = await self._redis.mget([self.keys.host(host) for host in hosts])
+        return [host for host, mark in zip(hosts, marks, strict=True) if mark is None]
 
     async def take_turn(self, host: str, ttl_s: float) -> bool:
         """Whether this host may stop serving for a while: one at a time; the turn ends by itself after ``ttl_s``."""

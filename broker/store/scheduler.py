@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
@@ -11,18 +12,32 @@ from redis.exceptions import ResponseError
 
 from broker import keys, scripts
 from broker.cluster import InFlight
-from broker.connection import BLOCK_S, RedisClient
+from broker.connection import BLOCK_S, RedisClient, out_of_memory
 from broker.errors import LeaseLostError
 from broker.jobs import Priority, WaitingJob
 from broker.policies.base import Placement
 from broker.prefixes import MAX_CHARS
 from broker.store.monitor import MonitorStore
+from broker.tenant_names import DEFAULT_TENANT, tenant_of
 
 log = logging.getLogger(__name__)
 
 _PRIORITIES = frozenset(Priority)
+_ANY: Mapping[str, str] = {}
+#: What says that a job had more attempts is forged.
+_MOST_ATTEMPTS = 10**6
 #: Entries of the recent mix that are kept.
 _RECENT_ENTRIES = 1000
+#: Delayed jobs that are moved in one call.
+_DUE_JOBS = 500
+#: Of a job in a request stream: what says it is more is none.
+_ID_CHARS = 256
+_MOST_BYTES = 10**12
+_MOST_TOKENS = 10**9
+#: A lease that is not renewed for so many times its life has no owner, whatever Redis' clock says.
+_ABANDONED = 1.5
+#: Batches of the list that are looked at in one call.
+_TIDY_BATCHES = 100
 
 #: A job to be run a second time: job id, worker, prompt and output tokens and seconds to its result, all as predicted.
 Copy = tuple[str, str, int, int, float]
@@ -37,15 +52,32 @@ class SchedulerStore(MonitorStore):
         self.epoch = 0
         self._lease_ttl_ms = int(lease_ttl_s * 1000)
         self._ttl = result_ttl_s
+        self._mark = b""  # of another's lease, and since when it has been that
+        self._marked = 0.0
         self._scripts = {
             name: scripts.load(redis, name)
-            for name in ("lease", "release", "read", "dispatch", "recall", "copy", "discard", "remove_worker")
+            for name in (
+                *("lease", "release", "read", "dispatch", "recall", "copy", "discard", "remove_worker"),
+                *("due", "tidy", "hasten", "drop_tenant"),
+            )
         }
 
     async def hold_lease(self) -> bool:
         """Take or renew the lease; False where another scheduler holds it."""
-        self.epoch = int(await self._scripts["lease"](args=[self.keys.prefix, self.owner, self._lease_ttl_ms]))
-        return self.epoch > 0
+        args = [self.keys.prefix, self.owner, self._lease_ttl_ms, self._abandoned()]
+        answer = await self._scripts["lease"](args=args)
+        if not isinstance(answer, list):
+            self.epoch = int(answer)
+            return True
+        self.epoch = 0
+        if answer[0] != self._mark:
+            self._mark, self._marked = answer[0], asyncio.get_running_loop().time()
+        return False
+
+    def _abandoned(self) -> bytes:
+        """The mark of a lease that nobody has renewed for longer than it lives, on our own clock."""
+        unchanged_ms = 1000 * (asyncio.get_running_loop().time() - self._marked)
+        return self._mark if unchanged_ms > _ABANDONED * self._lease_ttl_ms else b""
 
     async def release_lease(self) -> None:
         """Let a standby take over at once."""
@@ -53,7 +85,10 @@ class SchedulerStore(MonitorStore):
 
     async def prepare(self) -> None:
         """Make the request streams and their group, where they are not there yet."""
-        for level in keys.LEVELS:
+        await self._prepare(keys.LEVELS)
+
+    async def _prepare(self, levels: Sequence[str]) -> None:
+        for level in levels:
             with suppress(ResponseError):  # BUSYGROUP: it is there
                 await self._redis.xgroup_create(self.keys.requests(level), keys.SCHEDULER_GROUP, "0", mkstream=True)
 
@@ -93,7 +128,7 @@ class SchedulerStore(MonitorStore):
                 raise
             raise LeaseLostError(f"the request streams of pool {self.pool} were deleted") from None
         self._check(entries)
-        jobs = {entry: _waiting_job(level, entry, fields) for entry, fields in entries}
+        jobs = {entry: parse_waiting_job(level, entry, fields) for entry, fields in entries}
         bad = [entry for entry, job in jobs.items() if job is None]
         if bad:
             stream = self.keys.requests(level)
@@ -103,18 +138,21 @@ class SchedulerStore(MonitorStore):
         return [job for job in jobs.values() if job], entries[-1][0].decode() if entries else ""
 
     async def cancelled(self, batches: Collection[str]) -> set[str]:
-        """Those of the batches that are cancelled."""
+        """Those of the batches that are cancelled, or whose completion window is over."""
         pipe = self._redis.pipeline(transaction=False)
         for batch in batches:
             pipe.hget(self.keys.batch(batch), "state")
         states = await pipe.execute() if batches else []
-        return {batch for batch, state in zip(batches, states, strict=True) if state == b"cancelled"}
+        return {batch for batch, state in zip(batches, states, strict=True) if state in (b"cancelled", b"expired")}
 
-    async def dispatch(self, placements: Mapping[str, Sequence[Placement]]) -> tuple[set[str], set[str]]:
+    async def dispatch(
+        self, placements: Mapping[str, Sequence[Placement]], incarnations: Mapping[str, str] = _ANY
+    ) -> tuple[set[str], set[str]]:
         """Move jobs to device queues.
 
         Args:
             placements: worker -> its jobs.
+            incarnations: worker -> the life of it that is meant; to any, where it is not named.
 
         Returns:
             Workers that take none now (their jobs stay waiting), and jobs that need no device any more.
@@ -135,9 +173,12 @@ class SchedulerStore(MonitorStore):
                         p.output_tokens,
                         f"{p.predicted_s:.3f}",
                         p.reason,
+                        p.job.charges,
+                        p.job.deaths,
                     )
                     for p in of_worker
                 ],
+                incarnations.get(worker, ""),
             )
             for worker, of_worker in placements.items()
         ]
@@ -187,20 +228,64 @@ class SchedulerStore(MonitorStore):
         answer = await self._scripts["discard"](args=[self.keys.prefix, self.epoch, self._ttl, scripts.pack(rows)])
         self._check(answer)
 
-    async def declare_dead(self, worker: str, *, silent_s: float, max_attempts: int) -> int:
+    async def declare_dead(self, worker: str, *, silent_s: float, max_attempts: int, seen: float | None = None) -> int:
         """Remove a silent worker; its jobs go back.
+
+        Args:
+            worker: its name.
+            silent_s: seconds on Redis' clock that it must have been silent, where ``seen`` is not given.
+            max_attempts: a job that has lost its worker so often is given up.
+            seen: the stamp of its last heartbeat, which the caller has watched for long enough.
 
         Returns:
             How many went back; -1 where it is not silent after all; -2 where it has left.
         """
         args = [self.keys.prefix, worker, "epoch", self.epoch, self._ttl, max_attempts, silent_s]
+        args.append("" if seen is None else f"{seen:.3f}")
         return int(await self._scripts["remove_worker"](args=args))
+
+    async def move_due(self) -> bool:
+        """Let jobs wait again whose delay is over; expire batches whose completion window is. True: there may be more.
+
+        Raises:
+            LeaseLostError: another scheduler took over.
+        """
+        moved = await self._scripts["due"](args=[self.keys.prefix, self.epoch, self._ttl, _DUE_JOBS])
+        self._check(moved)
+        return int(moved) == _DUE_JOBS
+
+    async def hasten(self, batch_id: str) -> None:
+        """Delayed jobs of a cancelled batch end with the next look at what is due.
+
+        Raises:
+            LeaseLostError: another scheduler took over.
+        """
+        self._check(await self._scripts["hasten"](args=[self.keys.prefix, self.epoch, batch_id]))
+
+    async def tidy_batches(self) -> None:
+        """Take the batches that have expired out of the list of batches.
+
+        Raises:
+            LeaseLostError: another scheduler took over.
+        """
+        gone = _TIDY_BATCHES
+        while gone == _TIDY_BATCHES:
+            try:
+                gone = int(await self._scripts["tidy"](args=[self.keys.prefix, self.epoch, _TIDY_BATCHES]))
+            except ResponseError as e:  # somebody made it another kind of value: jobs go on without
+                if not str(e).startswith("WRONGTYPE"):
+                    raise
+                log.warning("%s is no sorted set: delete it, and batches are listed again", self.keys.batches)
+                return
+            self._check(gone)
 
     async def note_ended(self, mix: str) -> None:
         """Keep the lengths of jobs that ended, as ``broker.recent_mix`` counts them, for the planner."""
         try:
             await self._redis.xadd(self.keys.recent, {"ended": mix}, maxlen=_RECENT_ENTRIES, approximate=True)
         except ResponseError as e:  # somebody made it another kind of value: jobs go on without
+            if out_of_memory(e):
+                return
             if not str(e).startswith("WRONGTYPE"):
                 raise
             log.warning("%s is no stream: delete it, and the planner has a history again", self.keys.recent)
@@ -208,7 +293,7 @@ class SchedulerStore(MonitorStore):
     async def in_flight(self, worker: str) -> list[InFlight]:
         """What is bound to a worker, read from its device queue: for a scheduler that starts."""
         entries = await self._redis.xrange(self.keys.device(worker))
-        return [job for _, fields in entries if (job := _in_flight(fields))]
+        return [job for _, fields in entries if (job := parse_in_flight(fields))]
 
     async def _move(self, name: str, rows: Sequence[Any]) -> set[str]:
         """Run a move of jobs; returns those that it moved."""
@@ -221,7 +306,15 @@ class SchedulerStore(MonitorStore):
             raise LeaseLostError(f"another scheduler took over pool {self.pool}")
 
 
-def _waiting_job(level: str, entry: bytes, fields: Sequence[bytes] | None) -> WaitingJob | None:
+def _count(text: str) -> int:
+    """How often something happened to a job; raises ValueError where it is no such number."""
+    count = int(text)
+    if not 0 <= count <= _MOST_ATTEMPTS:
+        raise ValueError(f"not a number of attempts: {count}")
+    return count
+
+
+def parse_waiting_job(level: str, entry: bytes, fields: Sequence[bytes] | None) -> WaitingJob | None:
     """A job from its stream entry; None where it is not one (anyone can write to Redis)."""
     try:
         values = [value.decode() for value in fields or ()]
@@ -235,16 +328,25 @@ def _waiting_job(level: str, entry: bytes, fields: Sequence[bytes] | None) -> Wa
             body_bytes=int(field["body_bytes"]),
             max_tokens=int(field["max_tokens"]),
             prefix=field.get("prefix", "")[:MAX_CHARS],
+            deaths=_count(field.get("deaths", "0")),
+            charges=_count(field.get("charges", "0")),
         )
     except (KeyError, ValueError):
         return None
-    in_its_place = job.priority in _PRIORITIES and level in ("returned", job.priority)
-    return job if in_its_place and job.body_bytes >= 0 and job.max_tokens >= 0 else None
+    stream, separator, tenant = level.partition(":")
+    in_its_place = job.priority in _PRIORITIES and stream in ("returned", job.priority)
+    if stream != "returned":  # nobody is served at another's expense
+        in_its_place &= tenant_of(job.batch_id) == (tenant if separator else DEFAULT_TENANT)
+    short = len(job.job_id) <= _ID_CHARS and len(job.batch_id) <= _ID_CHARS
+    sized = 0 <= job.body_bytes <= _MOST_BYTES and 0 <= job.max_tokens <= _MOST_TOKENS
+    return job if in_its_place and short and sized else None
 
 
-def _in_flight(fields: Mapping[bytes, bytes]) -> InFlight | None:
+def parse_in_flight(fields: Mapping[bytes, bytes]) -> InFlight | None:
     """A job from its device queue's entry; None where it is not one: its worker removes it."""
     try:
-        return InFlight(fields[b"job"].decode(), int(fields[b"prompt_tokens"]), int(fields[b"output_tokens"]))
+        deaths, charges = (_count(fields.get(name, b"0").decode()) for name in (b"deaths", b"charges"))
+        prompt, output = int(fields[b"prompt_tokens"]), int(fields[b"output_tokens"])
+        return InFlight(fields[b"job"].decode(), prompt, output, deaths=deaths, charges=charges)
     except (KeyError, ValueError):
         return None

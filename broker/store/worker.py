@@ -15,6 +15,8 @@ log = logging.getLogger(__name__)
 
 #: A heartbeat outlives a silent worker by this many times the time after which it is declared dead.
 _HEARTBEAT_TTL_FACTOR = 3
+#: A job may not be given more seconds than that; more means any time.
+_MOST_SECONDS = 10**7
 #: Of a number of tokens.
 _MOST_DIGITS = 10
 
@@ -60,6 +62,10 @@ class WorkerStore:
         args = [self.keys.prefix, self.worker, self.incarnation, self._heartbeat_ttl_ms, *_flat(fields)]
         self._check(await self._scripts["heartbeat"](args=args), gone=0)
 
+    async def seen(self) -> bytes | None:
+        """When the pool last heard of a worker of this name, whichever it is; None where it knows none."""
+        return await self._redis.hget(self.keys.worker(self.worker), "seen")
+
     async def wait_for_job(self, after: str) -> str:
         """Wait (at most ``BLOCK_S`` seconds) for an entry after ``after``; returns the newest id seen."""
         stream = self.keys.device(self.worker)
@@ -82,22 +88,25 @@ class WorkerStore:
         return [
             Delivery(
                 entry_id=entry.decode(),
-                job_id=job.decode(),
-                batch_id=batch.decode(),
-                custom_id=custom_id.decode(),
-                attempt=int(attempt),
-                submitted=submitted.decode(),
+                job_id=scripts.text(job),
+                batch_id=scripts.text(batch),
+                custom_id=scripts.text(custom_id),
+                attempt=_tokens(attempt),
+                submitted=scripts.text(submitted),
                 started=started.decode(),
-                url=url.decode(),
+                url=scripts.text(url),
                 body=body,
                 prompt_tokens=_tokens(prompt_tokens),
                 max_tokens=_tokens(max_tokens),
+                timeout_s=_seconds(timeout),
             )
-            for entry, job, batch, custom_id, attempt, submitted, url, body, prompt_tokens, max_tokens in taken
+            for entry, job, batch, custom_id, attempt, submitted, url, body, prompt_tokens, max_tokens, timeout in taken
         ]
 
     async def complete(self, outcomes: Sequence[Outcome]) -> list[bool]:
         """End attempts; False for each that came late and changed nothing.
+
+        A failure with a ``retry_s`` is no end while the job has attempts left: it waits so long and runs again.
 
         The first result of a job that runs twice wins, but for a failure that the other side may not have (a 5xx
         status). The other's outcome counts as wasted tokens: an estimate (``aborted``) or a result that came second.
@@ -122,6 +131,7 @@ class WorkerStore:
                 o.cached_tokens,
                 o.error_code,
                 o.error_message,
+                o.retry_s,
             )
             for o in outcomes
         ]
@@ -164,6 +174,15 @@ class WorkerStore:
 def _tokens(text: bytes) -> int:
     """A number of tokens that helps to estimate; 0 where it is none (anyone can write to Redis)."""
     return int(text) if text.isdigit() and len(text) <= _MOST_DIGITS else 0
+
+
+def _seconds(text: bytes) -> float:
+    """How long a job may run; 0 (any time) where it is no number of seconds."""
+    try:
+        seconds = float(text or 0)
+    except ValueError:
+        return 0.0
+    return seconds if 0 < seconds <= _MOST_SECONDS else 0.0
 
 
 def _flat(fields: Mapping[str, str]) -> list[str]:

@@ -5,7 +5,21 @@ from __future__ import annotations
 import typer
 
 from tokenyard import __version__
-from tokenyard.cli import batches, plan, planner, processes, profile, ray, report, run_batch, simulate, supervisor
+from tokenyard.cli import (
+    acl,
+    batches,
+    dead,
+    plan,
+    planner,
+    processes,
+    profile,
+    ray,
+    report,
+    run_batch,
+    simulate,
+    supervisor,
+    tenants,
+)
 
 app = typer.Typer(
     name="tokenyard",
@@ -31,6 +45,7 @@ def _root(  # pyright: ignore[reportUnusedFunction]  typer calls it
 
 run_batch.add_to(app)
 batches.add_to(app)
+dead.add_to(app)
 report.add_to(app)
 processes.add_to(app)
 profile.add_to(app)
@@ -39,6 +54,8 @@ plan.add_to(app)
 planner.add_to(app)
 supervisor.add_to(app)
 ray.add_to(app)
+acl.add_to(app)
+tenants.add_to(app)
 
 
 def main() -> None:

@@ -1,101 +1,43 @@
-"""Commands for batches on a cluster that runs: submit, follow, collect, cancel."""
+"""Commands for batches on a cluster that runs: follow, collect, cancel."""
 
 from __future__ import annotations
 
 import asyncio
-import re
 from collections.abc import Coroutine
 from pathlib import Path
 from typing import Annotated, Any
 
-import orjson
 import typer
 
-from broker.client import Client, Submitted, connect_client, new_batch_id
+from broker.client import Client, connect_client
 from broker.concurrency import cancel_all, on_stop_signals
 from broker.connection import keep_trying
-from broker.errors import InputFileError, UsageError
-from broker.jobs import BatchCounts, Priority
+from broker.errors import UsageError
+from broker.jobs import BatchCounts
 from broker.settings import Settings
-from tokenyard.batch_files import BatchOutput, errors_path_of, read_requests
-from tokenyard.cli import top
+from tokenyard.batch_files import BatchOutput, errors_path_of
+from tokenyard.cli import submit, top
 from tokenyard.cli.runtime import RedisUrl, err, redis_url_of, run, settings_of
 from tokenyard.cluster_snapshot import devices_of
 from tokenyard.collecting import collect, write_results
-from tokenyard.refused_lines import RefusedLines
 from tokenyard.views.progress import BatchProgress, ProgressView
 from tokenyard.views.text import counted
 
 _LOOK_S = 0.5
 #: Results read in one call.
 _READ_RESULTS = 500
-_BATCH_ID = re.compile(r"(?!input_)[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 BatchId = Annotated[str, typer.Argument(metavar="BATCH", help="Id of the batch, as `tokenyard submit` printed it.")]
 
 
 def add_to(app: typer.Typer) -> None:
     """Add these commands."""
-    app.command()(submit)
+    submit.add_to(app)
     app.command()(follow)
     app.command("collect")(collect_command)
     app.command()(cancel)
     app.command()(top.status)
     app.command()(top.top)
-
-
-def submit(
-    source: Annotated[Path, typer.Argument(metavar="IN", help="OpenAI Batch file (.jsonl or .jsonl.gz).")],
-    priority: Annotated[Priority, typer.Option(help="Jobs of a higher level go first.")] = Priority.NORMAL,
-    batch: Annotated[
-        str | None, typer.Option(help="Id of the batch; one that exists is gone on with, nothing runs twice.")
-    ] = None,
-    errors: Annotated[Path | None, typer.Option(help="File of its own for the lines that cannot run.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
-    redis_url: RedisUrl = None,
-) -> None:
-    """Queue a batch file. Prints the batch's id alone on standard output."""
-    settings = settings_of(redis_url=redis_url)
-    run(_submit(settings, source, priority, batch, errors, as_json), settings)
-
-
-async def _submit(
-    settings: Settings, source: Path, priority: Priority, batch: str | None, errors: Path | None, as_json: bool
-) -> None:
-    if batch is not None and not _BATCH_ID.fullmatch(batch):
-        raise UsageError(f"--batch {batch!r}: use letters, digits, '.', '_' and '-', not beginning with 'input_'")
-    batch_id = batch or new_batch_id()
-    requests = read_requests(source, max_line_bytes=settings.max_request_bytes)
-    with RefusedLines(errors, _say) as refused:
-        async with connect_client(redis_url_of(settings), settings.result_ttl_s) as client:
-            complete = False
-            try:
-                report = await client.submit(refused.without(requests), batch_id, priority=priority, source=str(source))
-                complete = True
-            finally:
-                if not complete and refused.passed:
-                    _say(
-                        f"batch {batch_id} may hold a part of {source}: `tokenyard submit {source} --batch {batch_id}`"
-                        f" goes on with it, `tokenyard cancel {batch_id}` ends it"
-                    )
-            for error in report.refused:
-                refused.add(error)
-            if not report.accepted + report.known:
-                refused.say_how_many()
-                raise InputFileError(f"{source}: no line can run; the reasons are above")
-            await client.seal(batch_id)
-        refused.say_how_many()
-    _tell(report, refused.count, batch_id, as_json)
-
-
-def _tell(report: Submitted, refused: int, batch_id: str, as_json: bool) -> None:
-    known = f", {report.known:,} known already" if report.known else ""
-    _say(f"{counted(report.accepted, 'job')} queued{known}; `tokenyard follow {batch_id}` shows how far they are")
-    if as_json:
-        fields = {"batch": batch_id, "accepted": report.accepted, "known": report.known, "refused": refused}
-        typer.echo(orjson.dumps(fields))
-    else:
-        typer.echo(batch_id)
 
 
 def follow(batch: BatchId, redis_url: RedisUrl = None) -> None:
@@ -186,20 +128,39 @@ def _say_collected(files: BatchOutput, before: int, output: Path, errors: Path) 
         _say(f"{counted(files.failed, 'request')} without a response; the reasons are in {errors}")
 
 
-def cancel(batch: BatchId, redis_url: RedisUrl = None) -> None:
-    """Cancel a batch: what runs is aborted, what waits does not start. Results there are can be collected."""
+def cancel(
+    batch: BatchId,
+    requests: Annotated[
+        list[str] | None, typer.Argument(metavar="[CUSTOM_ID]...", help="Only these of its requests.")
+    ] = None,
+    redis_url: RedisUrl = None,
+) -> None:
+    """Cancel a batch, or some of its requests: what runs is aborted, what waits does not start.
+
+    Results there are can be collected.
+    """
     settings = settings_of(redis_url=redis_url)
-    run(_cancel(settings, batch), settings)
+    run(_cancel(settings, batch, requests or []), settings)
 
 
-async def _cancel(settings: Settings, batch: str) -> None:
+async def _cancel(settings: Settings, batch: str, requests: list[str]) -> None:
     async with connect_client(redis_url_of(settings), settings.result_ttl_s) as client:
+        if requests:
+            await _cancel_requests(client, batch, requests)
+            return
         counts = await client.counts(batch)
         if counts.state != "cancelled":
             if counts.complete:
                 raise UsageError(f"batch {batch} has ended already: there is nothing to cancel")
             counts = await client.cancel(batch)
         typer.echo(f"batch {batch}: {_words(counts)}")
+
+
+async def _cancel_requests(client: Client, batch: str, requests: list[str]) -> None:
+    cancelled = await client.cancel_jobs(batch, requests)
+    if not cancelled:
+        raise UsageError(f"batch {batch} has none of these requests that has not ended: there is nothing to cancel")
+    typer.echo(f"batch {batch}: {counted(cancelled, 'request')} cancelled, {_words(await client.counts(batch))}")
 
 
 async def _until_stopped(main: Coroutine[Any, Any, None]) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NamedTuple
 
@@ -15,6 +16,7 @@ from broker.store.monitor import MonitorStore
 from broker.store.profiles import ProfileStore
 from tokenyard.cli.request_options import BatchFile, BytesPerToken, Context, Dtypes, GpuMemory, MeanOutput, Seats, Trace
 from tokenyard.cli.runtime import PoolName, RedisUrl, err, out, redis_url_of, run, settings_of
+from tokenyard.spans import parse_span
 
 if TYPE_CHECKING:
     from broker.cluster import Heartbeat
@@ -131,6 +133,8 @@ async def _plan(asked: _Asked, settings: Settings, output: _Output) -> None:
     over = await _stored(settings) if output.write else None
     records, beats = await _of_pool(settings) if settings.redis_url else ([], None)
     outcome = _outcome(asked, settings, records, beats)
+    if settings.redis_url:
+        outcome = replace(outcome, unwatched=await _unwatched(settings, outcome))
     if output.as_json:
         typer.echo(msgspec.json.format(msgspec.json.encode(outcome_json(outcome))))
     else:
@@ -166,7 +170,6 @@ def _outcome(
         PlanChoice,
         check_models,
         make_plan,
-        parse_span,
         parse_what_if,
         read_measured,
         read_mix,
@@ -191,6 +194,16 @@ async def _of_pool(settings: Settings) -> tuple[list[ProfileRecord], dict[str, H
     async with connected(redis_url_of(settings)) as redis:
         records = await ProfileStore(redis, settings.pool).all()
         return records, await MonitorStore(redis, settings.pool).heartbeats()
+
+
+async def _unwatched(settings: Settings, outcome: PlanOutcome) -> tuple[str, ...]:
+    """Hosts without a supervisor, where the pool has any: without, its workers are started by hand."""
+    from broker.store.plans import PlanStore
+
+    hosts = [planned.machine.name for planned in outcome.result.best.machines]
+    async with connected(redis_url_of(settings)) as redis:
+        without = await PlanStore(redis, settings.pool).without_supervisor(hosts)
+    return tuple(without) if len(without) < len(hosts) else ()
 
 
 def _draw(outcome: PlanOutcome, asked: _Asked, path: Path) -> None:

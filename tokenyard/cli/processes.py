@@ -77,14 +77,15 @@ async def _work(settings: Settings, choice: EngineChoice, name: str) -> None:
 def redis(
     data_dir: Annotated[Path, typer.Option(help="Where its data lives.")] = Path(".tokenyard/redis"),
     port: Annotated[int | None, typer.Option(min=1, max=65535, help="TCP port; a Unix socket otherwise.")] = None,
-    host: Annotated[str, typer.Option(help="Address to bind the port to.")] = "127.0.0.1",
+    host: Annotated[str, typer.Option(help="Loopback address to bind the port to.")] = "127.0.0.1",
 ) -> None:
     """Run the embedded Redis-compatible server, for a cluster without one."""
     settings = settings_of()
-    run(_serve_redis(EmbeddedServer(data_dir, port=port, host=host)), settings)
+    run(_serve_redis(data_dir, port, host), settings)
 
 
-async def _serve_redis(server: EmbeddedServer) -> None:
+async def _serve_redis(data_dir: Path, port: int | None, host: str) -> None:
+    server = EmbeddedServer(data_dir, port=port, host=host)
     await server.start()
     try:
         err.print(f"data in {server.data_dir}, log in {server.log_path}; Ctrl-C stops it", highlight=False)

@@ -9,11 +9,14 @@ from rich.table import Table
 from rich.text import Text
 
 from broker.jobs import BatchCounts
+from broker.store.server import ServerMemory
 from tokenyard.cluster_snapshot import ClusterSnapshot, PoolSnapshot, batch_state
 from tokenyard.views.devices import device_table, plain_table
-from tokenyard.views.text import duration, name_cell, printable
+from tokenyard.views.text import counted, duration, name_cell, printable
 
 _NO_POOLS = "no pools yet: start a worker with `tokenyard worker --model MODEL`"
+#: Hosts that are named one by one.
+_NAMED = 3
 _NO_SCHEDULER = "none: start `tokenyard scheduler`"
 
 
@@ -24,7 +27,7 @@ def cluster_view(snapshot: ClusterSnapshot, left_s: Mapping[str, float | None] |
         snapshot: what to show.
         left_s: batch id -> seconds it still takes, None where that is not known. Without it, none is shown.
     """
-    parts: list[RenderableType] = []
+    parts: list[RenderableType] = _memory(snapshot.memory) if snapshot.memory else []
     for pool in snapshot.pools:
         parts += [*_pool(pool), device_table(pool.workers, snapshot.clock) if pool.workers else Text("no workers")]
         parts.append(Text())
@@ -50,12 +53,31 @@ def batch_table(batches: Mapping[str, BatchCounts], left_s: Mapping[str, float |
     return table
 
 
+def _memory(memory: ServerMemory) -> list[RenderableType]:
+    """What is wrong with Redis' memory; nothing where all is well."""
+    lines: list[RenderableType] = []
+    if memory.full:
+        text = f"Redis is out of memory: {memory.used / 2**20:,.0f} of {memory.limit / 2**20:,.0f} MiB are used."
+        lines.append(Text(f"{text} Submitters wait, queued jobs go on: raise maxmemory, or free some", "bold red"))
+    if memory.evicts:
+        text = f"maxmemory-policy is {memory.policy}: when its memory is full, Redis deletes jobs. Set noeviction"
+        lines.append(Text(text, "bold red"))
+    return [*lines, Text()] if lines else []
+
+
 def _pool(pool: PoolSnapshot) -> list[RenderableType]:
     waiting = ", ".join(f"{jobs:,} {level}" for level, jobs in pool.waiting.items() if jobs)
+    delayed = f"; {pool.delayed:,} to be tried again" if pool.delayed else ""
+    dead = f"; {counted(pool.dead_letters, 'dead letter')}" if pool.dead_letters else ""
     models = ", ".join(printable(model) for model in pool.models) or "no model"
     scheduler = Text(printable(pool.scheduler)) if pool.scheduler else Text(_NO_SCHEDULER, style="bold red")
-    return [
+    lines: list[RenderableType] = [
         Text.assemble(("pool ", "bold"), (printable(pool.name), "bold"), f": {models}"),
         Text.assemble("scheduler: ", scheduler),
-        Text(f"waiting jobs: {waiting or 'none'}"),
+        Text(f"waiting jobs: {waiting or 'none'}{delayed}{dead}"),
     ]
+    if pool.unwatched:
+        more = f" and {len(pool.unwatched) - _NAMED} more" if len(pool.unwatched) > _NAMED else ""
+        names = ", ".join(map(printable, pool.unwatched[:_NAMED]))
+        lines.append(Text(f"planned on {names}{more}, where no supervisor runs: start `tokenyard supervisor`"))
+    return lines

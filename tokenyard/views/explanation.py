@@ -37,6 +37,8 @@ def state_in_words(job: JobRecord) -> str:
     if job.state is JobState.DISPATCHED:
         where = f"{printable(job.worker)} and {printable(job.copy)}" if job.copy else printable(job.worker)
         return f"on {where}, waiting there or running{tries}"
+    if job.state is JobState.DELAYED:
+        return f"failed for now, waits to be tried again{tries}"
     if job.state is JobState.DONE:
         return f"done{tries}"
     why = printable(job.error) or (f"status {job.status_code}" if job.status_code else "no reason given")

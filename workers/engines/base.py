@@ -109,6 +109,10 @@ class Load:
     steps_total: int = 0
 
 
+#: Of an engine that has done nothing yet.
+NO_LOAD = Load(0, 0, 0, 0, 0, 0)
+
+
 class Engine(Protocol):
     """One model on one device. Used from one event loop."""
 
@@ -131,7 +135,11 @@ class Engine(Protocol):
         ...
 
     def load(self) -> Load:
-        """The engine's load, from memory: never blocks."""
+        """The engine's load, from memory: never blocks.
+
+        Raises:
+            EngineUnavailableError: the engine died, also where there was no request to notice.
+        """
         ...
 
     async def stop(self) -> None:

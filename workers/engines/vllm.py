@@ -193,7 +193,13 @@ class VllmEngine:
         return response
 
     def load(self) -> Load:
-        """The engine's load as of its last step."""
+        """The engine's load as of its last step.
+
+        Raises:
+            EngineUnavailableError: its process died.
+        """
+        if self._llm is not None and self._llm.errored:
+            raise EngineUnavailableError("vLLM's engine process died")
         # vLLM speaks after a step only: when nothing is in flight, what it said last is history.
         busy = self._in_flight > 0
         running = self._counters.running if busy else 0

@@ -1,0 +1,1 @@
+"""What becomes of jobs when a worker or Redis dies under them, in this queue and in others."""

@@ -1,0 +1,94 @@
+"""Dead letters of a pool: list, read, drop."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from redis.exceptions import ResponseError
+
+from broker import keys
+from broker.connection import RedisClient
+from broker.dead_letters import DeadLetter, parse_letter
+from broker.store.monitor import count_members
+
+#: All fields of a letter but its body.
+_FIELDS = (
+    "batch",
+    "custom_id",
+    "url",
+    "priority",
+    "submitted",
+    "died",
+    "status_code",
+    "error_code",
+    "error_message",
+    "max_tokens",
+    "timeout_s",
+    "prefix",
+    "history",
+)
+#: Letters read in one call.
+_READ_LETTERS = 200
+
+
+class DeadLetterStore:
+    """The dead letters of one pool."""
+
+    def __init__(self, redis: RedisClient, pool: str) -> None:
+        self._redis = redis
+        self.keys = keys.PoolKeys(pool)
+
+    async def ids(self) -> list[str]:
+        """Jobs that have a letter, newest first."""
+        try:
+            found = await self._redis.zrevrange(self.keys.dead, 0, -1)
+        except ResponseError as e:  # somebody made it another kind of value
+            if not str(e).startswith("WRONGTYPE"):
+                raise
+            return []
+        return [name.decode(errors="surrogateescape") for name in found]
+
+    async def count(self) -> int:
+        """Jobs that have a letter."""
+        return await count_members(self._redis, self.keys.dead)
+
+    async def letters(self, job_ids: Sequence[str]) -> list[DeadLetter]:
+        """Their letters, without those that are gone or cannot be read."""
+        found: list[DeadLetter] = []
+        for start in range(0, len(job_ids), _READ_LETTERS):
+            some = job_ids[start : start + _READ_LETTERS]
+            pipe = self._redis.pipeline(transaction=False)
+            for job_id in some:
+                pipe.hmget(self.keys.letter(job_id), *_FIELDS)
+                pipe.hexists(self.keys.letter(job_id), "body")
+            answers: list[Any] = await pipe.execute(raise_on_error=False)
+            for job_id, values, has_body in zip(some, answers[::2], answers[1::2], strict=True):
+                letter = _letter(job_id, values, has_body=has_body)
+                if letter is not None:
+                    found.append(letter)
+        return found
+
+    async def body(self, job_id: str) -> bytes | None:
+        """The request of a letter; None where it is not kept."""
+        return await self._redis.hget(self.keys.letter(job_id), "body")
+
+    async def drop(self, job_ids: Sequence[str]) -> int:
+        """Delete letters. The results of their jobs stay. Returns how many there were."""
+        dropped = 0
+        for start in range(0, len(job_ids), _READ_LETTERS):
+            pipe = self._redis.pipeline(transaction=False)
+            for job_id in job_ids[start : start + _READ_LETTERS]:
+                pipe.zrem(self.keys.dead, job_id)
+                pipe.delete(self.keys.letter(job_id))
+            dropped += sum(int(n) for n in (await pipe.execute())[1::2])
+        return dropped
+
+
+def _letter(job_id: str, values: Any, *, has_body: Any) -> DeadLetter | None:
+    if isinstance(values, Exception) or isinstance(has_body, Exception):
+        return None
+    raw = {name.encode(): value for name, value in zip(_FIELDS, values, strict=True) if value is not None}
+    if has_body:
+        raw[b"body"] = b""
+    return parse_letter(job_id, raw) if raw else None

@@ -1,0 +1,91 @@
+"""What a scheduler reads of tenants, and what an operator grants them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable
+from typing import Any
+
+from redis.exceptions import ResponseError
+
+from broker.connection import RedisClient
+from broker.keys import FRESH_LEVELS, PoolKeys, tenant_level
+from broker.store.scheduler import SchedulerStore
+from broker.tenant_names import DEFAULT_TENANT, check_tenant, is_tenant
+from broker.tenants import TenantTerms, parse_all_terms
+
+log = logging.getLogger(__name__)
+
+
+class TenantStore(SchedulerStore):
+    """The request streams of the tenants."""
+
+    async def tenants(self, most: int) -> set[str]:
+        """Tenants (but the default one) that may have jobs in their streams; at most so many."""
+        found = await unless_of_another_kind(self._redis.smembers(self.keys.tenants), self.keys.tenants)
+        names = sorted(name.decode(errors="replace") for name in found or ())
+        return set([name for name in names if is_tenant(name) and name != DEFAULT_TENANT][:most])
+
+    async def terms(self) -> tuple[dict[str, TenantTerms], list[str]]:
+        """Terms by tenant, and a line for each that cannot be read."""
+        found = await unless_of_another_kind(self._redis.hgetall(self.keys.terms), self.keys.terms)
+        return parse_all_terms(found or {})
+
+    async def lengths(self, tenants: list[str]) -> dict[str, dict[str, int]]:
+        """Jobs in each tenant's streams: tenant -> priority -> jobs read or not, that were not dispatched."""
+        pipe = self._redis.pipeline(transaction=False)
+        for tenant in tenants:
+            for level in FRESH_LEVELS:
+                pipe.xlen(self.keys.requests(tenant_level(level, tenant)))
+        found = iter(await pipe.execute() if tenants else [])
+        return {tenant: {level: next(found) for level in FRESH_LEVELS} for tenant in tenants}
+
+    async def prepare(self, tenant: str = DEFAULT_TENANT) -> None:
+        """Make a tenant's streams and their group, where they are not there yet."""
+        if tenant == DEFAULT_TENANT:
+            await super().prepare()
+        else:
+            await self._prepare([tenant_level(level, tenant) for level in FRESH_LEVELS])
+
+    async def drop(self, tenant: str) -> bool:
+        """Forget a tenant whose streams are empty; False where somebody has just submitted.
+
+        Raises:
+            LeaseLostError: another scheduler took over.
+        """
+        args = [self.keys.prefix, self.epoch, tenant]
+        dropped = await self._scripts["drop_tenant"](args=args)
+        self._check(dropped)
+        return dropped == 1
+
+
+async def unless_of_another_kind(answer: Awaitable[Any], key: str) -> Any:
+    """What Redis answers; None, and a line in the log, where somebody made the key another kind of value."""
+    try:
+        return await answer
+    except ResponseError as error:
+        if not str(error).startswith("WRONGTYPE"):
+            raise
+        log.warning("%s is of another kind than it should be: delete it", key)
+        return None
+
+
+class TermsStore:
+    """What an operator grants the tenants of a pool."""
+
+    def __init__(self, redis: RedisClient, pool: str) -> None:
+        self._redis = redis
+        self._key = PoolKeys(pool).terms
+
+    async def all(self) -> tuple[dict[str, TenantTerms], list[str]]:
+        """Terms by tenant, and a line for each that cannot be read."""
+        return parse_all_terms(await self._redis.hgetall(self._key))
+
+    async def grant(self, tenant: str, terms: TenantTerms) -> None:
+        """Set a tenant's terms; the scheduler keeps to them within seconds.
+
+        Raises:
+            UsageError: a tenant cannot be called so.
+        """
+        text = f'{{"weight": {terms.weight:g}, "max_running": {terms.max_running}}}'
+        await self._redis.hset(self._key, check_tenant(tenant), text)

@@ -1,0 +1,149 @@
+"""Commands for jobs that failed for good: list, show, retry and drop their dead letters."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated
+
+import msgspec
+import typer
+
+from broker.client import Client, connect_client
+from broker.dead_letters import DeadLetter, UnknownLetterError
+from broker.errors import UsageError
+from broker.openai_batch import ID_PREFIX
+from broker.settings import Settings
+from broker.store.dead import DeadLetterStore
+from tokenyard.cli.runtime import PoolName, RedisUrl, err, out, redis_url_of, run, settings_of
+from tokenyard.dead_retry import retry_letters
+from tokenyard.views.dead import letter_lines, letters_view
+from tokenyard.views.text import counted
+
+Jobs = Annotated[list[str] | None, typer.Argument(metavar="[JOB]...", help="Ids of jobs.", show_default=False)]
+Batch = Annotated[str | None, typer.Option(help="Only jobs of this batch.")]
+All = Annotated[bool, typer.Option("--all", help="All there are.")]
+AsJson = Annotated[bool, typer.Option("--json", help="For machines: a line of JSON a letter.")]
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add these commands."""
+    group = typer.Typer(no_args_is_help=True, help="Jobs that failed for good: why, and once more.")
+    group.command("list")(list_letters)
+    group.command("show")(show)
+    group.command("retry")(retry)
+    group.command("drop")(drop)
+    app.add_typer(group, name="dead")
+
+
+def list_letters(
+    batch: Batch = None, as_json: AsJson = False, pool: PoolName = None, redis_url: RedisUrl = None
+) -> None:
+    """List the dead letters of a pool, newest first."""
+    settings = settings_of(redis_url=redis_url, pool=pool)
+    run(_list(settings, batch, as_json), settings)
+
+
+async def _list(settings: Settings, batch: str | None, as_json: bool) -> None:
+    async with connect_client(redis_url_of(settings), settings.result_ttl_s) as client:
+        letters = await _chosen(client, settings.pool, [], batch, everything=True)
+    if as_json:
+        _print_json(letters)
+    elif letters:
+        out.print(letters_view(letters), soft_wrap=True, markup=False, highlight=False)
+    else:
+        _say(f"pool {settings.pool} has no dead letters")
+
+
+def show(job: Jobs = None, as_json: AsJson = False, pool: PoolName = None, redis_url: RedisUrl = None) -> None:
+    """Show dead letters with every attempt: where, when, why, how long."""
+    settings = settings_of(redis_url=redis_url, pool=pool)
+    run(_show(settings, job or [], as_json), settings)
+
+
+async def _show(settings: Settings, jobs: list[str], as_json: bool) -> None:
+    async with connect_client(redis_url_of(settings), settings.result_ttl_s) as client:
+        letters = await _chosen(client, settings.pool, jobs, None, everything=False)
+    if as_json:
+        _print_json(letters)
+        return
+    for letter in letters:
+        for line in letter_lines(letter):
+            typer.echo(line)
+
+
+def retry(
+    job: Jobs = None,
+    batch: Batch = None,
+    everything: All = False,
+    pool: PoolName = None,
+    redis_url: RedisUrl = None,
+) -> None:
+    """Queue the jobs again, in a new batch for each batch that they failed in. Prints the new batches' ids."""
+    settings = settings_of(redis_url=redis_url, pool=pool)
+    run(_retry(settings, job or [], batch, everything), settings)
+
+
+async def _retry(settings: Settings, jobs: list[str], batch: str | None, everything: bool) -> int:
+    async with connect_client(redis_url_of(settings), settings.result_ttl_s) as client:
+        letters = await _chosen(client, settings.pool, jobs, batch, everything=everything)
+        report = await retry_letters(client, settings.pool, letters)
+    for old, (new, queued) in report.batches.items():
+        _say(f"{counted(queued, 'job')} of batch {old} queued again; `tokenyard collect {new} -o FILE` writes them")
+        typer.echo(new)
+    for letter in report.bodiless:
+        _say(f"job {letter.job_id}: its request was too long to be kept; submit its line again from its file")
+    return 1 if report.bodiless else 0
+
+
+def drop(
+    job: Jobs = None,
+    batch: Batch = None,
+    everything: All = False,
+    pool: PoolName = None,
+    redis_url: RedisUrl = None,
+) -> None:
+    """Delete dead letters. The jobs' results stay with their batches."""
+    settings = settings_of(redis_url=redis_url, pool=pool)
+    run(_drop(settings, job or [], batch, everything), settings)
+
+
+async def _drop(settings: Settings, jobs: list[str], batch: str | None, everything: bool) -> None:
+    async with connect_client(redis_url_of(settings), settings.result_ttl_s) as client:
+        store = DeadLetterStore(client.redis, settings.pool)
+        if everything and not jobs and batch is None:
+            dropped = await store.drop(await store.ids())  # also those that cannot be read
+        else:
+            letters = await _chosen(client, settings.pool, jobs, batch, everything=everything)
+            dropped = await store.drop([letter.job_id for letter in letters])
+    _say(f"{counted(dropped, 'dead letter')} dropped")
+
+
+async def _chosen(
+    client: Client, pool: str, jobs: Sequence[str], batch: str | None, *, everything: bool
+) -> list[DeadLetter]:
+    """The letters that were asked for.
+
+    Raises:
+        UsageError: nothing was asked for.
+        UnknownLetterError: one of them is not there.
+    """
+    store = DeadLetterStore(client.redis, pool)
+    if jobs:
+        wanted = list(dict.fromkeys(job.removeprefix(ID_PREFIX) for job in jobs))
+        letters = await store.letters(wanted)
+        for missing in [job for job in wanted if job not in {letter.job_id for letter in letters}]:
+            raise UnknownLetterError(f"pool {pool} has no dead letter of job {missing}: see `tokenyard dead list`")
+        return letters
+    if batch is None and not everything:
+        raise UsageError("which? Give ids as `tokenyard dead list` shows them, --batch BATCH or --all")
+    letters = await store.letters(await store.ids())
+    return [letter for letter in letters if batch in (None, letter.batch)]
+
+
+def _print_json(letters: Sequence[DeadLetter]) -> None:
+    for letter in letters:
+        typer.echo(msgspec.json.encode(letter).decode())
+
+
+def _say(text: str) -> None:
+    err.print(text, markup=False, highlight=False)
