@@ -15,7 +15,7 @@ COPY workers workers
 COPY planner planner
 COPY tokenyard tokenyard
 RUN useradd --create-home tokenyard \
-    && install --directory --owner tokenyard /home/tokenyard/.cache/huggingface
+    && install --directory --owner tokenyard /home/tokenyard/.cache/huggingface /home/tokenyard/gateway
 CMD ["tokenyard", "--help"]
 
 FROM base AS cpu

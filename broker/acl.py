@@ -32,6 +32,7 @@ class Role(StrEnum):
     SUPERVISOR = "supervisor"
     PLANNER = "planner"
     MONITOR = "monitor"
+    GATEWAY = "gateway"
 
 
 class Grant(NamedTuple):
@@ -78,7 +79,7 @@ _CLIENT = (
     Grant("hset", "job:*"),
     Grant("xadd", "requests:high requests:normal requests:low events control:*"),
     Grant("exists persist expire del", "batch:* results:* ended:*"),
-    Grant("hexists", "ended:*"),
+    Grant("hexists hmget", "ended:*"),
     Grant("hget hmget hgetall hset hsetnx hincrby", "batch:*"),
     Grant("zadd", "windows"),
     Grant("sadd", "tenants"),
@@ -121,6 +122,7 @@ _WORKER = (
     Grant("hget hset hdel expire", "losers:*"),
     Grant("del", "worker:* device:* control:* losers:*"),
     Grant("hget", "profiles"),
+    Grant("xadd expire", "tokens:*"),
 )
 _SUPERVISOR = (
     *_WORKER,  # the workers that it starts use its address
@@ -156,6 +158,14 @@ _MONITOR = (
     Grant("strlen", "body:*"),
     Grant("xpending", "device:*"),
     Grant("xread xrevrange", "events"),
+    Grant("xrange", "requests:*"),
+)
+#: For all tenants: the API keys that it is given say whose a request is.
+_GATEWAY = (
+    *_CLIENT,
+    *_MONITOR,
+    Grant("xadd", "requests:high:* requests:normal:* requests:low:*"),
+    Grant("xread", "results:* tokens:*"),
 )
 
 GRANTS: dict[Role, tuple[Grant, ...]] = {
@@ -165,11 +175,13 @@ GRANTS: dict[Role, tuple[Grant, ...]] = {
     Role.SUPERVISOR: _SUPERVISOR,
     Role.PLANNER: _PLANNER,
     Role.MONITOR: _MONITOR,
+    Role.GATEWAY: _GATEWAY,
 }
 #: And without a key, beyond ``_ALWAYS``.
 _EXTRA = {
     Role.PLANNER: "+multi +exec +unwatch +info +dbsize",  # arq's
     Role.MONITOR: "+info",
+    Role.GATEWAY: "+info",
 }
 
 

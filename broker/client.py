@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import AsyncGenerator, Iterable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
+from contextlib import aclosing, asynccontextmanager
 
 from broker.concurrency import Pacer, cancel_all
 from broker.connection import BLOCK_S, RedisClient, connected
@@ -25,6 +25,9 @@ DEFAULT_OPTIONS = SubmitOptions()
 _READ_RESULTS = 500
 #: Whether a batch was sealed meanwhile is looked at this often (seconds).
 _SEAL_LOOK_S = 0.25
+_FROM_THE_FIRST: Mapping[str, str] = {}
+#: What a reader of a pool hands over: a chunk and its pool, why it stopped, or its end.
+_Read = tuple[str, list[Result]] | Exception | None
 
 
 def new_batch_id(tenant: str = DEFAULT_TENANT) -> str:
@@ -72,7 +75,7 @@ class Client:
         """
         models = await self.registry.models()
         refused: list[LineError] = []
-        submission = Submitting(self.redis, self.store, batch_id, priority, options)
+        submission = self.submission(batch_id, priority, options)
         for request in requests:
             pool = models.get(request.model)
             if pool is None:
@@ -80,6 +83,12 @@ class Client:
             else:
                 await submission.add(pool, request)
         return await submission.finish(refused)
+
+    def submission(
+        self, batch_id: str, priority: Priority = Priority.NORMAL, options: SubmitOptions = DEFAULT_OPTIONS
+    ) -> Submitting:
+        """A submission that is fed by hand, for requests that come bit by bit; ``submit`` says what may be raised."""
+        return Submitting(self.redis, self.store, batch_id, priority, options)
 
     async def seal(self, batch_id: str) -> None:
         """Say that the batch has all its requests: readers of results then know the end."""
@@ -127,9 +136,23 @@ class Client:
         Raises:
             UnknownBatchError: no pool has it.
         """
+        async with aclosing(self.results_by_pool(batch_id)) as chunks:
+            async for _, chunk in chunks:
+                yield chunk
+
+    async def results_by_pool(
+        self, batch_id: str, after: Mapping[str, str] = _FROM_THE_FIRST
+    ) -> AsyncGenerator[tuple[str, list[Result]]]:
+        """As ``results``, each chunk with its pool; ``after``: pool -> cursor of the last result that one has.
+
+        Raises:
+            UnknownBatchError: no pool has it.
+        """
         pools = await self._require(batch_id)
-        queue: asyncio.Queue[list[Result] | Exception | None] = asyncio.Queue(maxsize=4)
-        readers = [asyncio.ensure_future(_pump(self.store(pool), batch_id, queue)) for pool in pools]
+        queue: asyncio.Queue[_Read] = asyncio.Queue(maxsize=4)
+        readers = [
+            asyncio.ensure_future(_pump(self.store(pool), batch_id, after.get(pool, "0"), queue)) for pool in pools
+        ]
         try:
             running = len(readers)
             while running:
@@ -166,18 +189,17 @@ class Client:
         return pools
 
 
-async def _pump(store: ClientStore, batch_id: str, queue: asyncio.Queue[list[Result] | Exception | None]) -> None:
+async def _pump(store: ClientStore, batch_id: str, after: str, queue: asyncio.Queue[_Read]) -> None:
     try:
-        async for chunk in _results_of_pool(store, batch_id):
-            await queue.put(chunk)
+        async for chunk in _results_of_pool(store, batch_id, after):
+            await queue.put((store.keys.pool, chunk))
     except Exception as e:  # handed to the reader, who raises it
         await queue.put(e)
     else:
         await queue.put(None)
 
 
-async def _results_of_pool(store: ClientStore, batch_id: str) -> AsyncGenerator[list[Result]]:
-    after = "0"
+async def _results_of_pool(store: ClientStore, batch_id: str, after: str) -> AsyncGenerator[list[Result]]:
     pacer = Pacer()
     while True:
         await pacer.pause()

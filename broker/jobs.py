@@ -54,6 +54,7 @@ class Submission(msgspec.Struct, frozen=True):
         body: JSON object of the request, kept as the client wrote it.
         max_tokens: most tokens it may generate, 0 where it does not say.
         prefix: marks of how its prompt begins, as text (see ``broker.prefixes``); empty where it has none.
+        follow: whether its client follows the tokens while they are made (see ``broker.token_news``).
     """
 
     job_id: str
@@ -62,6 +63,7 @@ class Submission(msgspec.Struct, frozen=True):
     body: bytes
     max_tokens: int
     prefix: str = ""
+    follow: bool = False
 
 
 class WaitingJob(msgspec.Struct, frozen=True):
@@ -108,6 +110,7 @@ class Delivery(msgspec.Struct, frozen=True):
         prompt_tokens: length of the prompt in tokens as predicted at dispatch, 0 where not known.
         max_tokens: most tokens it may generate, 0 where it does not say.
         timeout_s: seconds that the attempt may run, 0 for any.
+        follow: whether its client follows the tokens while they are made.
     """
 
     entry_id: str
@@ -122,6 +125,7 @@ class Delivery(msgspec.Struct, frozen=True):
     prompt_tokens: int = 0
     max_tokens: int = 0
     timeout_s: float = 0.0
+    follow: bool = False
 
 
 class Outcome(msgspec.Struct, frozen=True):

@@ -13,6 +13,7 @@ The keys of one pool share a hash tag, so that a pool lives on one shard of a Re
 ``ty:{pool}:batch:ID``                 result TTL, from the end of its last job
 ``ty:{pool}:results:BATCH``            result TTL, from the end of its last job
 ``ty:{pool}:ended:BATCH``              result TTL, from the end of its last job
+``ty:{pool}:tokens:BATCH``             ten minutes after the last token; bounded in length
 ``ty:{pool}:delayed``                  for ever; a member goes when its delay is over
 ``ty:{pool}:windows``                  for ever; a member goes when its batch's completion window is over
 ``ty:{pool}:held_bytes``               for ever: one number
@@ -107,6 +108,10 @@ class PoolKeys:
     def results(self, batch_id: str) -> str:
         """Stream of the batch's ended jobs, each exactly once, in the order in which they ended."""
         return f"{self.prefix}results:{batch_id}"
+
+    def tokens(self, batch_id: str) -> str:
+        """Stream of what jobs of the batch have generated so far: of those whose client follows them."""
+        return f"{self.prefix}tokens:{batch_id}"
 
     @property
     def delayed(self) -> str:

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import random
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 from broker.cluster import Heartbeat
@@ -30,6 +30,7 @@ from broker.placement import Placer
 from broker.policies import make_policy
 from broker.policies.base import Placement
 from broker.recent_mix import MixTally
+from broker.scheduler_stats import SchedulerStats
 from broker.settings import Settings
 from broker.silence import Silences
 from broker.store.tenants import TenantStore
@@ -65,6 +66,7 @@ class Scheduler:
             redis, pool, owner, lease_ttl_s=settings.lease_ttl_s, result_ttl_s=settings.result_ttl_s
         )
         self.pool = pool
+        self.stats = SchedulerStats()
 
     async def run(self) -> None:
         """Stand by, lead, and stand by again, until cancelled. Redis may come and go."""
@@ -81,7 +83,7 @@ class Scheduler:
                 await asyncio.sleep(self._settings.lease_ttl_s / 3)
             log.info("pool %s: leading with epoch %d, policy %s", self.pool, self._store.epoch, self._settings.policy)
             try:
-                await _Leadership(self._store, self._settings, self._rng).run()
+                await _Leadership(self._store, self._settings, self._rng, self.stats).run()
             except LeaseLostError as e:
                 log.warning("%s; standing by", e)
 
@@ -89,8 +91,9 @@ class Scheduler:
 class _Leadership:
     """One term as leader. All it knows is rebuilt from Redis when it starts."""
 
-    def __init__(self, store: TenantStore, settings: Settings, rng: random.Random) -> None:
+    def __init__(self, store: TenantStore, settings: Settings, rng: random.Random, stats: SchedulerStats) -> None:
         self._store = store
+        self._stats = stats
         self._settings = settings
         self._placer = Placer(make_policy(settings.policy), rng, settings.round_trip_s)
         self._placer.quarantine.max_attempts = settings.max_attempts
@@ -218,7 +221,10 @@ class _Leadership:
             case Completed(worker, jobs):
                 self._placer.completed(worker, jobs, asyncio.get_running_loop().time())
                 self._recent.add(jobs.values())
+                self._stats.completed += len(jobs)
+                self._stats.length_error = self._placer.calibration.error
             case Returned(worker, jobs):
+                self._stats.returned += len(jobs)
                 ours = self._recalled.get(worker, set())
                 self._placer.forget(worker, [job for job in jobs if job not in ours])
                 ours.difference_update(jobs)
@@ -308,6 +314,7 @@ class _Leadership:
             seen=beat.seen if beat else None,
         )
         if returned >= 0:
+            self._stats.dead_workers += 1
             why = "there is no heartbeat" if beat is None else "it fell silent"
             log.warning("pool %s: worker %r is dead (%s); %d jobs went back", self._store.pool, name, why, returned)
         elif returned == -1 and beat is None and name not in self._unreadable:
@@ -336,9 +343,15 @@ class _Leadership:
             await self._wake.wait()
             await pacer.pause()
             self._wake.clear()
-            while groups := self._placer.decide(now()):
+            while groups := self._decide(now):
                 await self._carry_out(groups)
                 self._freed()
+
+    def _decide(self, now: Callable[[], float]) -> dict[str, list[Placement]]:
+        began = now()
+        groups = self._placer.decide(began)
+        self._stats.decided(now() - began, sum(map(len, groups.values())))
+        return groups
 
     async def _carry_out(self, groups: dict[str, list[Placement]]) -> None:
         closed, dropped = await self._store.dispatch(groups, self._placer.cluster.incarnations(groups))

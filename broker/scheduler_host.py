@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from broker.concurrency import cancel_all
 from broker.connection import RedisClient, keep_trying
 from broker.scheduler import Scheduler
+from broker.scheduler_stats import SchedulerStats
 from broker.settings import Settings
 from broker.store.client import Registry
 
@@ -28,6 +29,7 @@ class SchedulerHost:
         self._owner = owner
         self._wanted = tuple(pools)
         self._running: dict[str, asyncio.Task[None]] = {}
+        self.stats: dict[str, SchedulerStats] = {}  # by pool
         self._failed: asyncio.Future[None] | None = None
 
     async def run(self) -> None:
@@ -52,6 +54,7 @@ class SchedulerHost:
 
     def _start(self, pool: str) -> None:
         scheduler = Scheduler(self._redis, pool, self._settings, owner=self._owner, rng=random.Random())
+        self.stats[pool] = scheduler.stats
         task = asyncio.ensure_future(scheduler.run())
         task.add_done_callback(self._ended)
         self._running[pool] = task

@@ -29,8 +29,11 @@ class Settings(BaseSettings):
     redis_key_file: Path | None = Field(None, description="the key of our own certificate")
     pool: str = Field("default", pattern=r"^[A-Za-z0-9._-]{1,64}$", description="pool of workers of one model")
     tenant: str = Field("default", pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,31}$", description="whose jobs are submitted")
+    api_keys_file: Path | None = Field(None, description="API keys of the gateway, 'TENANT KEY' a line")
     policy: str = Field("throughput", description="placement policy of the scheduler")
     state_dir: Path = Field(Path(".tokenyard"), description="data of the one-machine cluster")
+    metrics_port: int = Field(0, ge=0, le=65535, description="a process serves its Prometheus metrics here; 0: not")
+    metrics_host: str = Field("127.0.0.1", description="address that this port is listened on")
     log_level: str = Field("INFO", description="DEBUG, INFO, WARNING or ERROR")
 
     heartbeat_interval_s: float = Field(0.5, gt=0, le=1, description="a worker's heartbeat is at most this old")

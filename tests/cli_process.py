@@ -10,6 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from cluster_fixtures import PATIENCE_S
+from typer.testing import CliRunner
+
+from tokenyard.cli import app
 
 ROOT = Path(__file__).parent.parent
 
@@ -69,6 +72,13 @@ async def start(url: str, *words: str | Path) -> Running:
         stderr=asyncio.subprocess.PIPE,
     )
     return Running(process)
+
+
+async def in_process(url: str, *words: str) -> Ended:
+    """As ``tokenyard``, in a thread of this process: for commands that read no signals and no keyboard."""
+    clean = {name: None for name in os.environ if name.startswith("TOKENYARD_")}
+    ended = await asyncio.to_thread(CliRunner().invoke, app, words, env={**clean, **environment(url)})
+    return Ended(ended.exit_code, ended.stdout, ended.stderr)
 
 
 async def tokenyard(url: str, *words: str | Path) -> Ended:

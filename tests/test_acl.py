@@ -169,6 +169,16 @@ J = f"{MINE}.x"
 
 #: role (and tenant) -> what it must not do.
 FORBIDDEN: dict[str, list[list[str]]] = {
+    "gateway": [
+        # what is the scheduler's, the planner's and the workers' to say
+        ["HSET", K.plan, "plan", "{}"],
+        ["HSET", K.lease, "owner", "me"],
+        ["XADD", K.requests("returned"), "*", "job", "x"],
+        ["HSET", K.terms, "acme", "{}"],
+        ["XADD", K.device("w"), "*", "job", "x"],
+        ["XADD", K.tokens(MINE), "*", "news", "[]"],
+        ["XADD", K.results(MINE), "*", "job", "x"],
+    ],
     "client": [
         # what others asked and were answered
         ["XREAD", "STREAMS", K.results(ACMES), "0"],
@@ -297,7 +307,7 @@ NOBODY: list[list[str]] = [
     ["EVALSHA", "0" * 40, "1", PoolKeys("other").prefix],
 ]
 
-ROLES = ["client", "client-acme", "scheduler", "worker", "supervisor", "planner", "monitor"]
+ROLES = ["client", "client-acme", "scheduler", "worker", "supervisor", "planner", "monitor", "gateway"]
 
 
 class TestRefusals:

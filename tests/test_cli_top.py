@@ -17,9 +17,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import pytest
-from cli_process import ROOT, environment, tokenyard
+from cli_process import ROOT, environment, in_process, tokenyard
 from cluster_fixtures import PATIENCE_S, Cluster, ManualEngine, cluster_of, eventually
 
+from broker.pool_plan import PlannedWorker, PoolPlan
+from broker.store.plans import PlanStore
 from tokenyard.embedded_server import EmbeddedServer
 
 
@@ -94,6 +96,31 @@ async def test_status_says_that_nobody_schedules(cluster: Cluster) -> None:
         "waiting jobs: 2 normal",
         "no workers",
     ]
+    await cluster.client.cancel(batch)
+
+
+async def test_it_shows_queues_shares_and_the_plan(cluster: Cluster) -> None:
+    batch = await running_batch(cluster, ManualEngine())
+
+    async def one_runs() -> bool:
+        beat = (await cluster.monitor.heartbeats())["w"]
+        return beat is not None and beat.running == 1
+
+    await eventually(one_runs)
+    plans = PlanStore(cluster.redis, cluster.settings.pool)
+    workers = tuple(PlannedWorker(name, "host-1") for name in ("w", "x"))
+    await plans.write(PoolPlan(1, 0.0, workers, tokens_per_s=1234.0), await plans.read())
+    shown = await in_process(cluster.url, "top", "--once")
+    assert (shown.code, shown.err) == (0, "")
+    lines = shown.out.splitlines()
+    at = lines.index(f"pool {cluster.settings.pool}: {cluster.model}")
+    assert "plan 1: 2 workers on 1 host, 1,234 tokens/s expected; not there: x" in lines[at : at + 6]
+    head = next(n for n in range(at, len(lines)) if lines[n].startswith("device"))
+    assert lines[head].split() == ["device", "state", "tokens/s", "share", "running", "queue", "KV", "used", "jobs"]
+    assert re.search(r" 1/4 +1 ", lines[head + 2])  # one of three jobs has not ended
+    status = json.loads((await in_process(cluster.url, "status", "--json")).out)
+    pool = next(pool for pool in status["pools"] if pool["name"] == cluster.settings.pool)
+    assert (pool["workers"][0]["queue"], pool["plan"]["version"]) == (1, 1)
     await cluster.client.cancel(batch)
 
 

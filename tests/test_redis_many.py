@@ -16,7 +16,10 @@ from redis_servers import HOST, Server, cluster_nodes, hand_on, look_for_the_dea
 
 from broker.connection import address, clock, connect, connected, translate
 from broker.errors import RedisRefusedError, RedisUnavailableError, UsageError
+from broker.jobs import Priority
+from broker.store.operator import OperatorStore, WorkerOrder
 from planner.tasks import arq_client
+from tokenyard import AsyncClient
 
 SERVICE = "the-master"
 
@@ -95,6 +98,19 @@ class TestCluster:
         assert await clock(on_cluster.redis, on_cluster.keys.prefix) > 0
         assert await on_cluster.monitor.batches() == [batch]
         await on_cluster.client.forget(batch)
+
+    async def test_the_python_client_reads_in_any_order(self, on_cluster: Cluster) -> None:
+        on_cluster.schedule()
+        await on_cluster.join("w", instant_engine(on_cluster.model))
+        names = [f"r{number}" for number in range(250)]
+        async with AsyncClient(on_cluster.url, model=on_cluster.model, durable=False) as client:
+            report = await client.submit([{"custom_id": name, "prompt": "x"} for name in names])
+            order = names[::-1]
+            assert [r.custom_id async for r in client.results(report.batch, order=order)] == order
+            assert len([r async for r in client.map(["a", "b"])]) == 2
+        assert await OperatorStore(on_cluster.redis, on_cluster.settings.pool).reprioritize("b", Priority.LOW) == 0
+        await OperatorStore(on_cluster.redis, on_cluster.settings.pool).order("w", WorkerOrder.PAUSE)
+        await on_cluster.in_state("w", "paused")
 
     async def test_a_silent_worker_and_a_standby(self, on_cluster: Cluster) -> None:
         first = on_cluster.schedule("first", lease_ttl_s=1.0, dead_after_s=1.5)

@@ -23,7 +23,7 @@ from openai.types.chat import ChatCompletion
 
 from tokenyard.demo_model import prepare_demo_model
 from tokenyard.paths import model_cache
-from workers.engines.base import Engine, EngineRequest, EngineStartError, EngineUnavailableError
+from workers.engines.base import Engine, EngineRequest, EngineStartError, EngineUnavailableError, StreamingEngine
 from workers.engines.vllm import VllmEngine
 from workers.engines.vllm_options import VllmOptions
 
@@ -125,6 +125,33 @@ class TestVllmConforms(EngineConformance):
         second = await bench.complete(prompt, max_tokens=1)
         assert first.cached_tokens == 0
         assert 0 < second.cached_tokens < second.prompt_tokens
+
+    @pytest.mark.parametrize("url", [CHAT, COMPLETIONS])
+    async def test_what_is_told_is_the_answer(self, bench: Bench, url: str) -> None:
+        assert isinstance(bench.engine, StreamingEngine)
+        question = {"messages": [{"role": "user", "content": "What is the capital of France?"}]}
+        asked = question if url == CHAT else {"prompt": "Once"}
+        request = bench.request(url, **asked, max_tokens=12, temperature=0)
+        told: list[Any] = []
+        response = await bench.engine.run_telling(request, lambda choices: told.append(json.loads(choices)))
+        whole = await bench.run(request)
+        assert len(told) > 3
+        assert (response.status_code, response.prompt_tokens, response.output_tokens) == (
+            *(200, whole.prompt_tokens, whole.output_tokens),
+        )
+        if url == CHAT:
+            chats = [ChatCompletion.model_validate_json(r.body).choices[0] for r in (response, whole)]
+            assert chats[0].message.content == chats[1].message.content
+            assert chats[0].finish_reason == chats[1].finish_reason
+        else:
+            texts = [Completion.model_validate_json(r.body).choices[0].text for r in (response, whole)]
+            assert texts[0] == texts[1]
+
+    async def test_a_bad_request_is_not_told(self, bench: Bench) -> None:
+        assert isinstance(bench.engine, StreamingEngine)
+        told: list[bytes] = []
+        response = await bench.engine.run_telling(bench.request(CHAT, messages=[], max_tokens=-1), told.append)
+        assert (response.status_code, told) == (400, [])
 
     async def test_two_attempts_of_one_job_at_once(self, bench: Bench) -> None:
         request = bench.request(COMPLETIONS, prompt="Once", max_tokens=30, ignore_eos=True)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
+
+import msgspec
 
 from broker.client import Client
 from broker.cluster import Heartbeat
 from broker.errors import UnknownBatchError
 from broker.jobs import BatchCounts
-from broker.pool_plan import hosts_of
+from broker.pool_plan import PoolPlan, hosts_of
 from broker.store.dead import DeadLetterStore
 from broker.store.monitor import MonitorStore
 from broker.store.plans import PlanStore
@@ -29,6 +31,8 @@ class PoolSnapshot:
         delayed: jobs that failed and are tried again later.
         dead_letters: jobs that failed for good and whose letter is kept.
         unwatched: hosts of its plan without a supervisor.
+        depths: worker name -> jobs bound to it, queued and running.
+        plan: what should run, None where there is no plan.
     """
 
     name: str
@@ -39,6 +43,8 @@ class PoolSnapshot:
     delayed: int = 0
     dead_letters: int = 0
     unwatched: tuple[str, ...] = ()
+    depths: dict[str, int] = field(default_factory=dict[str, int])
+    plan: PoolPlan | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,8 +100,13 @@ def as_json(snapshot: ClusterSnapshot) -> dict[str, Any]:
                 "delayed": pool.delayed,
                 "dead_letters": pool.dead_letters,
                 "hosts_without_supervisor": list(pool.unwatched),
+                "plan": msgspec.to_builtins(pool.plan),
                 "workers": [
-                    {"name": name, **(beat.model_dump() if beat else {"state": None})}
+                    {
+                        "name": name,
+                        "queue": pool.depths.get(name, 0),
+                        **(beat.model_dump() if beat else {"state": None}),
+                    }
                     for name, beat in pool.workers.items()
                 ],
             }
@@ -138,21 +149,21 @@ def batch_state(counts: BatchCounts) -> str:
 
 async def _read_pool(client: Client, name: str, models: dict[str, str]) -> PoolSnapshot:
     store = MonitorStore(client.redis, name)
+    workers = await store.heartbeats()
+    plans = PlanStore(client.redis, name)
+    plan = (await plans.read()).plan
     return PoolSnapshot(
         name=name,
         models=tuple(sorted(model for model, pool in models.items() if pool == name)),
         scheduler=await store.lease_owner(),
         waiting=await store.waiting(),
-        workers=await store.heartbeats(),
+        workers=workers,
         delayed=await store.delayed(),
         dead_letters=await DeadLetterStore(client.redis, name).count(),
-        unwatched=await _unwatched(PlanStore(client.redis, name)),
+        unwatched=() if plan is None else tuple(await plans.without_supervisor(hosts_of(plan))),
+        depths=await store.device_depths(list(workers)),
+        plan=plan,
     )
-
-
-async def _unwatched(plans: PlanStore) -> tuple[str, ...]:
-    plan = (await plans.read()).plan
-    return () if plan is None else tuple(await plans.without_supervisor(hosts_of(plan)))
 
 
 async def _read_counts(client: Client, batch_ids: list[str]) -> dict[str, BatchCounts]:

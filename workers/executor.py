@@ -14,8 +14,17 @@ import orjson
 from broker.concurrency import cancel_all
 from broker.delivery import retry_s
 from broker.jobs import ABORTED, BATCH_CANCELLED, BATCH_EXPIRED, REQUEST_TIMEOUT, Delivery, Outcome
-from workers.engines.base import NO_LOAD, Engine, EngineRequest, EngineUnavailableError, Load
+from workers.engines.base import (
+    NO_LOAD,
+    Engine,
+    EngineRequest,
+    EngineResponse,
+    EngineUnavailableError,
+    Load,
+    StreamingEngine,
+)
 from workers.progress import Progress
+from workers.token_feed import TokenFeed
 
 log = logging.getLogger(__name__)
 
@@ -52,6 +61,7 @@ class Executor:
         self._cancelled_entries: dict[str, None] = {}  # likewise
         self._outcomes: list[Outcome] = []
         self.done = asyncio.Event()  # an outcome is there to be sent
+        self.tokens = TokenFeed()
         self.jobs_total = 0
         self._load = NO_LOAD
         self._changed = asyncio.Event()
@@ -72,6 +82,10 @@ class Executor:
         while not condition():
             self._changed.clear()
             await self._changed.wait()
+
+    def look_again(self) -> None:
+        """What ``until`` waits for may hold now for another reason."""
+        self._changed.set()
 
     async def until_engine_fails(self) -> None:
         """Wait for ever, or until a job found the engine dead.
@@ -172,7 +186,7 @@ class Executor:
         limit = asyncio.timeout(delivery.timeout_s or None)
         try:
             async with limit:
-                response = await self._engine.run(request)
+                response = await self._run(request, delivery)
         except EngineUnavailableError as e:
             self._fail(e)
             return None
@@ -194,6 +208,11 @@ class Executor:
             cached_tokens=response.cached_tokens,
             retry_s=self._retry_s(delivery, response.status_code),
         )
+
+    async def _run(self, request: EngineRequest, delivery: Delivery) -> EngineResponse:
+        if delivery.follow and isinstance(self._engine, StreamingEngine):
+            return await self._engine.run_telling(request, self.tokens.teller(delivery))
+        return await self._engine.run(request)
 
     def _fail(self, error: EngineUnavailableError) -> None:
         if not self._failure.done():

@@ -63,6 +63,7 @@ class Membership:
         self._models = tuple(models)
         self._identity = Identity(engine_kind, models[0], socket.gethostname(), os.getpid())
         self._state: WorkerState = "starting"
+        self._paused = False
         self._rates = RateWindow()
         self._find_profile = find_profile
         self._profile = ""
@@ -95,6 +96,16 @@ class Membership:
     def set_state(self, state: WorkerState) -> None:
         """Tell the pool at once."""
         self._state = state
+        self._beat_now.set()
+
+    @property
+    def paused(self) -> bool:
+        """Whether an operator wants no more jobs to go here."""
+        return self._paused
+
+    def pause(self, paused: bool) -> None:
+        """Take no more jobs, or take them again. It outlives the engine and the connection, not the process."""
+        self._paused = paused
         self._beat_now.set()
 
     async def learn_profile(self, capacity: Capacity) -> None:
@@ -178,4 +189,5 @@ class Membership:
     def _fields(self, load: Load, jobs_total: int) -> dict[str, str]:
         now = asyncio.get_running_loop().time()
         rates = self._rates.add(now, load.prompt_tokens_total, load.output_tokens_total)
-        return heartbeat_fields(self._identity, self._state, self.capacity, load, rates, jobs_total, self._profile)
+        state = "paused" if self._paused and self._state == "ready" else self._state
+        return heartbeat_fields(self._identity, state, self.capacity, load, rates, jobs_total, self._profile)

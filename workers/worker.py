@@ -19,6 +19,8 @@ log = logging.getLogger(__name__)
 #: Most new jobs taken in one call, and most of those that were given before: there must be none left out.
 _TAKE = 250
 _TAKE_AGAIN = 100_000
+#: What was generated is told at most this often (seconds).
+_TELL_S = 0.005
 #: A failed engine is started again after this long, doubled each time up to the longest (seconds).
 _RESTART_FIRST_S = 1.0
 _RESTART_LONGEST_S = 60.0
@@ -124,7 +126,11 @@ class Worker:
     async def _run_jobs(self) -> None:
         keep = self._member.keep
         await run_together(
-            keep(self._take), keep(self._send), keep(self._follow_orders), self._executor.until_engine_fails()
+            keep(self._take),
+            keep(self._send),
+            keep(self._tell_tokens),
+            keep(self._follow_orders),
+            self._executor.until_engine_fails(),
         )
 
     async def _take(self) -> None:
@@ -139,7 +145,9 @@ class Worker:
         while True:
             await self._executor.until(lambda: self._room() > 0)
             await pacer.pause()
-            taken = await self._store.take(min(self._room(), _TAKE))
+            if (room := self._room()) <= 0:  # told meanwhile to take no more
+                continue
+            taken = await self._store.take(min(room, _TAKE))
             for delivery in taken:
                 position = delivery.entry_id
                 self._executor.start(delivery)
@@ -148,7 +156,7 @@ class Worker:
 
     def _room(self) -> int:
         """Jobs that can start now: free seats, and a few more that the engine starts in the very step one ends."""
-        if self._stopping.is_set():
+        if self._stopping.is_set() or self._member.paused:
             return 0
         seats = self._member.capacity.seats
         return seats + max(1, seats // 16) - self._executor.running
@@ -159,7 +167,16 @@ class Worker:
             await self._executor.done.wait()
             await pacer.pause()
             async with self._sending:
+                await self._executor.tokens.flush(self._store.tell_tokens)  # a result is the last that one hears
                 await self._executor.flush(self._store.complete)
+
+    async def _tell_tokens(self) -> None:
+        """What jobs that are followed generate, while they run."""
+        pacer = Pacer(_TELL_S)
+        while True:
+            await self._executor.tokens.some.wait()
+            await pacer.pause()
+            await self._executor.tokens.flush(self._store.tell_tokens)
 
     async def _follow_orders(self) -> None:
         position = "0"
@@ -167,6 +184,12 @@ class Worker:
             position, orders = await self._store.orders(position)
             for order in orders:
                 match order:
+                    case {"order": "pause"}:
+                        await self._pause()
+                    case {"order": "resume"}:
+                        self._resume()
+                    case {"order": "drain"}:
+                        self.stop("an operator's order")
                     case {"order": "cancel", "batch": batch}:
                         self._executor.cancel_batch(batch)
                     case {"order": "expire", "batch": batch}:
@@ -175,6 +198,19 @@ class Worker:
                         self._executor.cancel_job(job, entry)
                     case _:
                         log.warning("worker %s: order %.200r is none that it knows, skipped", self._store.worker, order)
+
+    async def _pause(self) -> None:
+        """Finish what runs, hand back the rest, take no more until told to."""
+        if self._stopping.is_set():
+            return
+        log.info("paused by an operator's order, %d jobs are running", self._executor.running)
+        self._member.pause(True)
+        await self._store.hand_back(also_running=False, paused=True)
+
+    def _resume(self) -> None:
+        log.info("resumed by an operator's order")
+        self._member.pause(False)
+        self._executor.look_again()
 
     # Leaving
 

@@ -1,7 +1,7 @@
 -- A worker takes jobs from its device queue: an entry that was taken (is pending) has started.
 -- ARGV: prefix, worker, incarnation, count, ttl_s, '>' for new entries or '0' for those it was given before
 -- Returns {now, [[entry id, job id, batch, custom_id, attempt, submitted, url, body,
---   predicted prompt tokens, max_tokens, timeout s], ...], [entry that is no job]};
+--   predicted prompt tokens, max_tokens, timeout s, follow], ...], [entry that is no job]};
 --   or -1: the pool does not know this worker.
 local prefix, worker = ARGV[1], ARGV[2]
 if not is_current(prefix .. 'worker:' .. worker, ARGV[3]) then return -1 end
@@ -14,11 +14,12 @@ local out, gone, bad = {}, {}, {}
 for _, e in ipairs(read[1][2]) do
   local id = e[2] and e[2][2] or ''
   local job = redis.call('HMGET', job_prefix .. id, 'batch', 'custom_id', 'attempt', 'submitted', 'url', 'max_tokens',
-    'timeout_s')
+    'timeout_s', 'follow')
   local whole = job[1] and job[2] and job[3] and job[4] and job[5]
   local body = whole and redis.call('GET', body_prefix .. id)
   if body and not is_cancelled(tally, job[1]) then
-    out[#out + 1] = {e[1], id, job[1], job[2], job[3], job[4], job[5], body, e[2][4] or '', job[6] or '', job[7] or ''}
+    out[#out + 1] = {e[1], id, job[1], job[2], job[3], job[4], job[5], body, e[2][4] or '', job[6] or '', job[7] or '',
+      job[8] or ''}
   else
     if body then
       leave(tally, id, worker, e[1], false, 0)

@@ -6,9 +6,12 @@ import logging
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from redis.exceptions import ResponseError
+
 from broker import keys, scripts
 from broker.connection import RedisClient
 from broker.errors import QueueFullError, UnknownBatchError, UsageError
+from broker.job_record import batch_of, cursor_before, short_id
 from broker.jobs import BatchCounts, Priority, Result, Submission
 from broker.result_record import parse_counts, parse_result
 from broker.tenant_names import DEFAULT_TENANT, tenant_of
@@ -110,7 +113,10 @@ class ClientStore:
             QueueFullError: the backlog has no room for them.
         """
         rows = [
-            (j.job_id, j.custom_id, j.url, scripts.text(j.body), min(j.max_tokens, _MOST_TOKENS), j.prefix)
+            (
+                *(j.job_id, j.custom_id, j.url, scripts.text(j.body), min(j.max_tokens, _MOST_TOKENS), j.prefix),
+                *((1,) if j.follow else ()),
+            )
             for j in jobs
         ]
         args = [self.keys.prefix, batch_id, priority.value, scripts.pack(rows), *map(_plain, bounds)]
@@ -170,6 +176,34 @@ class ClientStore:
             if results or not entries:
                 return results
             after = entries[-1][0].decode()
+
+    async def cursors(self, job_ids: Sequence[str]) -> list[str | None]:
+        """Of jobs of one batch, where each one's result is; None for those that have not ended here."""
+        if not job_ids:
+            return []
+        key = self.keys.ended(batch_of(job_ids[0]))
+        found = await self._redis.hmget(key, [short_id(identity) for identity in job_ids])
+        entries = [_text(entry) if entry else "" for entry in found]
+        return [entry if cursor_before(entry) else None for entry in entries]
+
+    async def results_at(self, batch_id: str, cursors: Sequence[str]) -> list[Result]:
+        """The results at these cursors, without those that are none or have expired."""
+        key = self.keys.results(batch_id)
+        pipe = self._redis.pipeline(transaction=False)
+        for cursor in cursors:  # XREAD, as for reading on: a client needs no right to any other command
+            pipe.xread({key: cursor_before(cursor) or "$"}, count=1)
+        answers = await pipe.execute(raise_on_error=False) if cursors else []
+        found: list[Result] = []
+        for cursor, answer in zip(cursors, answers, strict=True):
+            if isinstance(answer, Exception) and not isinstance(answer, ResponseError):
+                raise answer
+            entries = answer[0][1] if isinstance(answer, list) and answer else []
+            found += [
+                result
+                for entry, fields in entries
+                if entry.decode() == cursor and (result := parse_result(entry, fields)) is not None
+            ]
+        return found
 
     def _tell_of_bad(self, key: str, entries: Sequence[bytes]) -> None:
         """Name what is skipped, once: the same entries may be read again."""

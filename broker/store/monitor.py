@@ -41,10 +41,7 @@ class MonitorStore:
 
     async def waiting(self) -> dict[str, int]:
         """Jobs in each request stream, those of all tenants together."""
-        names = [text(name) for name in await self._redis.smembers(self.keys.tenants)]
-        levels: list[str] = [*keys.LEVELS]
-        for tenant in filter(is_tenant, names):
-            levels += [keys.tenant_level(level, tenant) for level in keys.FRESH_LEVELS]
+        levels = await self._levels()
         pipe = self._redis.pipeline(transaction=False)
         for level in levels:
             pipe.xlen(self.keys.requests(level))
@@ -52,6 +49,30 @@ class MonitorStore:
         for level, jobs in zip(levels, await pipe.execute(), strict=True):
             found[level.partition(":")[0]] += jobs
         return found
+
+    async def oldest(self) -> dict[str, float]:
+        """Since when the oldest job of each request stream waits there, seconds since the epoch on Redis' clock.
+
+        Streams in which nothing waits are missing; those of tenants count in their level.
+        """
+        levels = await self._levels()
+        pipe = self._redis.pipeline(transaction=False)
+        for level in levels:
+            pipe.xrange(self.keys.requests(level), count=1)
+        found: dict[str, float] = {}
+        for level, entries in zip(levels, await pipe.execute(), strict=True):
+            if entries:
+                name, since = level.partition(":")[0], int(entries[0][0].partition(b"-")[0]) / 1000
+                found[name] = min(since, found.get(name, since))
+        return found
+
+    async def _levels(self) -> list[str]:
+        """The request streams, those of tenants, too."""
+        names = [text(name) for name in await self._redis.smembers(self.keys.tenants)]
+        levels: list[str] = [*keys.LEVELS]
+        for tenant in filter(is_tenant, names):
+            levels += [keys.tenant_level(level, tenant) for level in keys.FRESH_LEVELS]
+        return levels
 
     async def delayed(self) -> int:
         """Jobs that failed and are tried again later."""

@@ -10,6 +10,7 @@ from broker import keys, scripts
 from broker.connection import BLOCK_S, RedisClient
 from broker.errors import UsageError, WorkerGoneError
 from broker.jobs import Delivery, Outcome
+from broker.token_news import MOST_ENTRIES, TTL_S, TokenNews, news_text
 
 log = logging.getLogger(__name__)
 
@@ -85,23 +86,15 @@ class WorkerStore:
         if bad:
             entries = b" ".join(bad).decode()
             log.warning("%s: removed entries that are no jobs: %s", self.keys.device(self.worker), entries)
-        return [
-            Delivery(
-                entry_id=entry.decode(),
-                job_id=scripts.text(job),
-                batch_id=scripts.text(batch),
-                custom_id=scripts.text(custom_id),
-                attempt=_tokens(attempt),
-                submitted=scripts.text(submitted),
-                started=started.decode(),
-                url=scripts.text(url),
-                body=body,
-                prompt_tokens=_tokens(prompt_tokens),
-                max_tokens=_tokens(max_tokens),
-                timeout_s=_seconds(timeout),
-            )
-            for entry, job, batch, custom_id, attempt, submitted, url, body, prompt_tokens, max_tokens, timeout in taken
-        ]
+        return [_delivery(started, row) for row in taken]
+
+    async def tell_tokens(self, batch_id: str, news: Sequence[TokenNews]) -> None:
+        """Tell those who follow jobs of a batch what was generated; the oldest are dropped where nobody reads them."""
+        key = self.keys.tokens(batch_id)
+        pipe = self._redis.pipeline(transaction=False)
+        pipe.xadd(key, {"news": news_text(news)}, maxlen=MOST_ENTRIES, approximate=True)
+        pipe.expire(key, TTL_S)
+        await pipe.execute()
 
     async def complete(self, outcomes: Sequence[Outcome]) -> list[bool]:
         """End attempts; False for each that came late and changed nothing.
@@ -138,15 +131,15 @@ class WorkerStore:
         args = [self.keys.prefix, self.worker, self.incarnation, self._ttl, self._max_attempts, scripts.pack(rows)]
         return [flag == 1 for flag in self._check(await self._scripts["complete"](args=args), gone=-1)]
 
-    async def hand_back(self, *, also_running: bool) -> int:
-        """Give back what was not started (this worker drains), or everything (its engine starts again).
+    async def hand_back(self, *, also_running: bool, paused: bool = False) -> int:
+        """Give back what was not started (it drains, or is ``paused``), or everything (its engine starts again).
 
         It gets no more until a heartbeat says that it is ready. Returns how many jobs went back.
 
         Raises:
             WorkerGoneError: declared dead.
         """
-        state = "starting" if also_running else "draining"
+        state = "starting" if also_running else "paused" if paused else "draining"
         args = [self.keys.prefix, self.worker, self.incarnation]
         args += [self._ttl, int(also_running), self._max_attempts, state]
         return int(self._check(await self._scripts["hand_back"](args=args), gone=-1))
@@ -169,6 +162,25 @@ class WorkerStore:
         if answer == gone:
             raise WorkerGoneError(f"worker {self.worker} was declared dead; its jobs went to others")
         return answer
+
+
+def _delivery(started: bytes, row: Sequence[bytes]) -> Delivery:
+    entry, job, batch, custom_id, attempt, submitted, url, body, prompt_tokens, max_tokens, timeout, follow = row
+    return Delivery(
+        entry_id=entry.decode(),
+        job_id=scripts.text(job),
+        batch_id=scripts.text(batch),
+        custom_id=scripts.text(custom_id),
+        attempt=_tokens(attempt),
+        submitted=scripts.text(submitted),
+        started=started.decode(),
+        url=scripts.text(url),
+        body=body,
+        prompt_tokens=_tokens(prompt_tokens),
+        max_tokens=_tokens(max_tokens),
+        timeout_s=_seconds(timeout),
+        follow=follow == b"1",
+    )
 
 
 def _tokens(text: bytes) -> int:

@@ -9,6 +9,7 @@ from tokenyard.cli import (
     acl,
     batches,
     dead,
+    device,
     plan,
     planner,
     processes,
@@ -16,6 +17,7 @@ from tokenyard.cli import (
     ray,
     report,
     run_batch,
+    serve,
     simulate,
     supervisor,
     tenants,
@@ -46,8 +48,10 @@ def _root(  # pyright: ignore[reportUnusedFunction]  typer calls it
 run_batch.add_to(app)
 batches.add_to(app)
 dead.add_to(app)
+device.add_to(app)
 report.add_to(app)
 processes.add_to(app)
+serve.add_to(app)
 profile.add_to(app)
 simulate.add_to(app)
 plan.add_to(app)

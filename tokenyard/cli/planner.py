@@ -16,7 +16,8 @@ from broker.errors import UsageError
 from broker.settings import Settings
 from planner.resizing import ResizeTerms
 from tokenyard.cli.request_options import Context, Dtypes, GpuMemory, Seats
-from tokenyard.cli.runtime import PoolName, RedisUrl, log_to_stderr, redis_url_of, run, settings_of
+from tokenyard.cli.runtime import MetricsPort, PoolName, RedisUrl, log_to_stderr, redis_url_of, run, settings_of
+from tokenyard.metrics.process import metrics_served
 
 if TYPE_CHECKING:
     from planner.replanning import LookTerms
@@ -50,6 +51,7 @@ def planner(
     ] = 0.08,
     least_interval_s: Annotated[float, typer.Option(min=0, help="Seconds between two changes.")] = 600.0,
     looks: Annotated[int, typer.Option(min=1, help="Looks, one after another, that must see the gain.")] = 3,
+    metrics_port: MetricsPort = None,
     pool: PoolName = None,
     redis_url: RedisUrl = None,
 ) -> None:
@@ -60,7 +62,7 @@ def planner(
     from planner.replanning import LookTerms
     from tokenyard.inventory_planning import InventoryChoice
 
-    settings = settings_of(redis_url=redis_url, pool=pool)
+    settings = settings_of(redis_url=redis_url, pool=pool, metrics_port=metrics_port)
     log_to_stderr(settings)
     logging.getLogger("arq").setLevel(logging.WARNING)
     hold_s = 0.9 * every_s * (looks - 1)
@@ -86,7 +88,8 @@ async def _plan(settings: Settings, choice: InventoryChoice, every_s: float, loo
         stop = asyncio.Event()
         on_stop_signals(lambda _name: stop.set())
         log.info("planning for pool %s every %.0f s", settings.pool, every_s)
-        await run_together(process.run(), stop.wait())
+        with metrics_served(settings):
+            await run_together(process.run(), stop.wait())
 
 
 def replan(

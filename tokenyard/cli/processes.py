@@ -17,10 +17,12 @@ from broker.policies import POLICIES, make_policy
 from broker.scheduler_host import SchedulerHost
 from broker.settings import Settings
 from tokenyard.cli.engine_options import with_engine_options
-from tokenyard.cli.runtime import PoolName, RedisUrl, err, log_to_stderr, redis_url_of, run, settings_of
+from tokenyard.cli.runtime import MetricsPort, PoolName, RedisUrl, err, log_to_stderr, redis_url_of, run, settings_of
 from tokenyard.embedded_server import EmbeddedServer
 from tokenyard.engine_choice import EngineChoice
 from tokenyard.garbage import collect_rarely
+from tokenyard.metrics.process import metrics_served
+from tokenyard.metrics.scheduling import SchedulerCollector
 from tokenyard.worker_process import run_worker
 
 
@@ -36,10 +38,11 @@ def scheduler(
     policy: Annotated[
         str | None, typer.Option(help=f"Placement policy: {', '.join(sorted(POLICIES))} [TOKENYARD_POLICY].")
     ] = None,
+    metrics_port: MetricsPort = None,
     redis_url: RedisUrl = None,
 ) -> None:
     """Place jobs on devices. Start two: the second stands by and takes over."""
-    settings = settings_of(redis_url=redis_url, policy=policy)
+    settings = settings_of(redis_url=redis_url, policy=policy, metrics_port=metrics_port)
     log_to_stderr(settings)
     run(_schedule(settings, pool or []), settings)
 
@@ -49,7 +52,9 @@ async def _schedule(settings: Settings, pools: list[str]) -> None:
     make_policy(settings.policy)  # an unknown one is refused now, not when the first pool comes
     async with connected(redis_url_of(settings)) as client:
         owner = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(2)}"
-        await _until_stopped(SchedulerHost(client, settings, owner=owner, pools=pools).run())
+        host = SchedulerHost(client, settings, owner=owner, pools=pools)
+        with metrics_served(settings, SchedulerCollector(lambda: host.stats)):
+            await _until_stopped(host.run())
 
 
 async def _until_stopped(main: object) -> None:
@@ -62,16 +67,18 @@ def worker(
     choice: EngineChoice,
     pool: PoolName = None,
     name: Annotated[str | None, typer.Option(help="Name of the worker; host and process id otherwise.")] = None,
+    metrics_port: MetricsPort = None,
     redis_url: RedisUrl = None,
 ) -> None:
     """Run jobs on one device. Start it on any host, at any time: that is how one scales out."""
-    settings = settings_of(redis_url=redis_url, pool=pool)
+    settings = settings_of(redis_url=redis_url, pool=pool, metrics_port=metrics_port)
     log_to_stderr(settings)
     run(_work(settings, choice, name or f"{socket.gethostname()}-{os.getpid()}"), settings)
 
 
 async def _work(settings: Settings, choice: EngineChoice, name: str) -> None:
-    await run_worker(redis_url_of(settings), settings, choice, name)
+    with metrics_served(settings):
+        await run_worker(redis_url_of(settings), settings, choice, name)
 
 
 def redis(

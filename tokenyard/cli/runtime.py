@@ -28,6 +28,16 @@ PoolName = Annotated[
     str | None,
     typer.Option("--pool", help="pool of workers that serve one model [TOKENYARD_POOL]", show_default=False),
 ]
+MetricsPort = Annotated[
+    int | None,
+    typer.Option(
+        "--metrics-port",
+        min=0,
+        max=65535,
+        help="serve this process' Prometheus metrics at TOKENYARD_METRICS_HOST [TOKENYARD_METRICS_PORT]",
+        show_default=False,
+    ),
+]
 
 
 def fail(message: str, code: int) -> NoReturn:

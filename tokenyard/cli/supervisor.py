@@ -14,7 +14,7 @@ import typer
 from broker.connection import connected
 from broker.settings import Settings
 from planner.autoscaling import ScaleTerms
-from tokenyard.cli.runtime import PoolName, RedisUrl, log_to_stderr, redis_url_of, run, settings_of
+from tokenyard.cli.runtime import MetricsPort, PoolName, RedisUrl, log_to_stderr, redis_url_of, run, settings_of
 from tokenyard.cli.supervising import (
     CoolDownS,
     DrainS,
@@ -27,6 +27,7 @@ from tokenyard.cli.supervising import (
 )
 from tokenyard.cli.worker_words import words_checker
 from tokenyard.host_lock import host_lock
+from tokenyard.metrics.process import metrics_served
 from tokenyard.supervisor import Supervisor, SupervisorTerms, log_folder
 from tokenyard.worker_site import host_site
 
@@ -46,6 +47,7 @@ def supervisor(
     max_workers: MaxWorkers = 64,
     drain_s: DrainS = 60.0,
     cool_down_s: CoolDownS = 300.0,
+    metrics_port: MetricsPort = None,
     pool: PoolName = None,
     redis_url: RedisUrl = None,
 ) -> None:
@@ -53,7 +55,7 @@ def supervisor(
 
     Ctrl-C drains the workers; a second one hands back what they run.
     """
-    settings = settings_of(redis_url=redis_url, pool=pool)
+    settings = settings_of(redis_url=redis_url, pool=pool, metrics_port=metrics_port)
     log_to_stderr(settings)
     check_bounds(min_workers, max_workers)
     scale = ScaleTerms(drain_s, cool_down_s)
@@ -79,4 +81,5 @@ async def _supervise(
         check = words_checker(group)
         supervisor = Supervisor(client, settings.pool, terms, site=site, check_words=check, rng=random.Random())
         log.info("supervising host %s for pool %s", host, settings.pool)
-        await stopping.run(supervisor)
+        with metrics_served(settings):
+            await stopping.run(supervisor)

@@ -50,10 +50,13 @@ async def _status(settings: Settings, machine: bool) -> None:
         out.print(cluster_view(snapshot), soft_wrap=False)
 
 
-def top(redis_url: RedisUrl = None) -> None:
-    """Watch the cluster: pools, devices, waiting jobs and batches, each second. Ctrl-C or q leaves."""
+def top(
+    once: Annotated[bool, typer.Option("--once", help="Print it once and leave, as without a terminal.")] = False,
+    redis_url: RedisUrl = None,
+) -> None:
+    """Watch the cluster: pools with their plan, devices, waiting jobs and batches, each second. Ctrl-C or q leaves."""
     settings = settings_of(redis_url=redis_url)
-    live = out.is_terminal and not out.is_dumb_terminal
+    live = out.is_terminal and not out.is_dumb_terminal and not once
     run(_top(settings) if live else _status(settings, machine=False), settings)
 
 

@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from broker.jobs import BatchCounts
+from broker.pool_plan import PoolPlan
 from broker.store.server import ServerMemory
 from tokenyard.cluster_snapshot import ClusterSnapshot, PoolSnapshot, batch_state
 from tokenyard.views.devices import device_table, plain_table
@@ -29,7 +30,10 @@ def cluster_view(snapshot: ClusterSnapshot, left_s: Mapping[str, float | None] |
     """
     parts: list[RenderableType] = _memory(snapshot.memory) if snapshot.memory else []
     for pool in snapshot.pools:
-        parts += [*_pool(pool), device_table(pool.workers, snapshot.clock) if pool.workers else Text("no workers")]
+        parts += [
+            *_pool(pool),
+            device_table(pool.workers, snapshot.clock, pool.depths) if pool.workers else Text("no workers"),
+        ]
         parts.append(Text())
     if not snapshot.pools:
         parts += [Text(_NO_POOLS), Text()]
@@ -80,4 +84,15 @@ def _pool(pool: PoolSnapshot) -> list[RenderableType]:
         more = f" and {len(pool.unwatched) - _NAMED} more" if len(pool.unwatched) > _NAMED else ""
         names = ", ".join(map(printable, pool.unwatched[:_NAMED]))
         lines.append(Text(f"planned on {names}{more}, where no supervisor runs: start `tokenyard supervisor`"))
+    if pool.plan is not None:
+        lines.append(Text(_plan_words(pool.plan, pool)))
     return lines
+
+
+def _plan_words(plan: PoolPlan, pool: PoolSnapshot) -> str:
+    expected = f", {plan.tokens_per_s:,.0f} tokens/s expected" if plan.tokens_per_s else ""
+    missing = [worker.name for worker in plan.workers if worker.name not in pool.workers]
+    more = f" and {len(missing) - _NAMED} more" if len(missing) > _NAMED else ""
+    away = f"; not there: {', '.join(map(printable, missing[:_NAMED]))}{more}" if missing else ""
+    hosts = counted(len({worker.host for worker in plan.workers}), "host")
+    return f"plan {plan.version}: {counted(len(plan.workers), 'worker')} on {hosts}{expected}{away}"

@@ -18,20 +18,34 @@ _NAMED = 8
 _STATE_STYLE = {"ready": "green", "starting": "yellow", "draining": "yellow", "paused": "yellow"}
 
 
-def device_table(devices: Mapping[str, Heartbeat | None], now: float | None) -> Table:
+def device_table(
+    devices: Mapping[str, Heartbeat | None], now: float | None, depths: Mapping[str, int] | None = None
+) -> Table:
     """A table of devices.
 
     Args:
         devices: worker name -> its last heartbeat, None where it expired or cannot be read.
         now: seconds on the clock of the heartbeats (Redis'), to show which ones are old; None: not shown.
+        depths: worker name -> jobs bound to it: then that is shown instead of what waits in the engine, and each
+            device's share of all tokens a second.
     """
+    total = sum(tokens_per_s(beat) for beat in devices.values() if beat is not None)
     table = plain_table()
     table.add_column("device", max_width=28)
     table.add_column("state")
-    for name in ("tokens/s", "running", "waiting", "KV used", "jobs"):
+    names = ("tokens/s", "share", "running", "queue", "KV used", "jobs")
+    for name in names if depths else ("tokens/s", "running", "waiting", "KV used", "jobs"):
         table.add_column(name, justify="right", no_wrap=True)
     for name, beat in devices.items():
-        table.add_row(name_cell(name), *(_cells(beat, now) if beat else [_no_heartbeat()]))
+        if beat is None:
+            table.add_row(name_cell(name), _no_heartbeat())
+            continue
+        state, speed, running, waiting, *rest = _cells(beat, now)
+        if depths:
+            share = percent(tokens_per_s(beat) / total if total else None)
+            table.add_row(name_cell(name), state, speed, share, running, f"{depths.get(name, 0):,}", *rest)
+        else:
+            table.add_row(name_cell(name), state, speed, running, waiting, *rest)
     return table
 
 

@@ -6,8 +6,9 @@ heartbeats is the worker's business; everything about models, tokens and batchin
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from broker.errors import TokenyardError
 from broker.throughput import Profile
@@ -144,4 +145,21 @@ class Engine(Protocol):
 
     async def stop(self) -> None:
         """Free the device. Safe to call twice, and after a failed start."""
+        ...
+
+
+#: Told what a request has generated since it was last called: the ``choices`` of an OpenAI stream chunk, a JSON list.
+Tell = Callable[[bytes], None]
+
+
+@runtime_checkable
+class StreamingEngine(Protocol):
+    """What an engine may do as well: say what a request generates while it runs."""
+
+    async def run_telling(self, request: EngineRequest, tell: Tell) -> EngineResponse:
+        """As ``Engine.run``, with the same response; ``tell`` is called with each piece before that comes.
+
+        Raises:
+            EngineUnavailableError: the engine died under the request.
+        """
         ...

@@ -20,7 +20,9 @@ from workers.engines.base import (
     EngineStartError,
     EngineUnavailableError,
     Load,
+    Tell,
 )
+from workers.engines.chunk_assembly import Assembly, EventLines
 
 log = logging.getLogger(__name__)
 
@@ -120,19 +122,35 @@ class OpenAIEngine:
         Raises:
             EngineUnavailableError: the server cannot be reached, refuses the key, or stays overloaded.
         """
+        return await self._run(request, None)
+
+    async def run_telling(self, request: EngineRequest, tell: Tell) -> EngineResponse:
+        """As ``run``, and tell what the server streams.
+
+        Raises:
+            EngineUnavailableError: as for ``run``; also where the server went away in the middle of its answer.
+        """
+        return await self._run(request, None if request.url == "/v1/embeddings" else tell)
+
+    async def _run(self, request: EngineRequest, tell: Tell | None) -> EngineResponse:
         if request.url not in _URLS:
             return _refusal(404, f"this server is not asked for {request.url}")
         body = request.body
         payload = _object(body)
         if payload and payload.get("stream"):
             return _refusal(400, "stream cannot be used here: the response is one JSON object", "stream")
+        changes: dict[str, Any] = {}
         if payload and self._options.upstream_model and payload.get("model") == self._options.model:
-            body = orjson.dumps({**payload, "model": self._options.upstream_model})
+            changes["model"] = self._options.upstream_model
+        if tell:
+            changes |= {"stream": True, "stream_options": {"include_usage": True}}
+        if payload and changes:
+            body = orjson.dumps({**payload, **changes})
         self._in_flight += 1
         self._bytes_in_flight += len(body)
         self._arrival.set()
         try:
-            response = await self._post_patiently(request.url, body)
+            response = await self._post_patiently(request.url, body, _Stream(tell))
         finally:
             self._in_flight -= 1
             self._bytes_in_flight -= len(body)
@@ -218,17 +236,19 @@ class OpenAIEngine:
                 self._output_tokens += _grown(metrics.output_tokens, latest.output_tokens)
                 self._metrics = latest
 
-    async def _post_patiently(self, path: str, body: bytes) -> EngineResponse:
-        """A server that is full for a moment, or that closed an idle connection, gets the request again."""
+    async def _post_patiently(self, path: str, body: bytes, stream: _Stream) -> EngineResponse:
+        """Send the request; again, after a while, where the server could not take it and has told nothing."""
         for delay in self._options.retry_delays_s:
             try:
-                return await self._post(path, body)
+                return await self._post(path, body, stream)
             except EngineUnavailableError as error:
+                if stream.begun:
+                    raise
                 log.info("%s; trying again in %s s", error, delay)
                 await asyncio.sleep(delay)
-        return await self._post(path, body)
+        return await self._post(path, body, stream)
 
-    async def _post(self, path: str, body: bytes) -> EngineResponse:
+    async def _post(self, path: str, body: bytes, stream: _Stream) -> EngineResponse:
         place = self._place
         if self._session is None:
             raise EngineUnavailableError(f"not attached to {place}")
@@ -237,12 +257,40 @@ class OpenAIEngine:
             async with self._session.post(
                 self._url + path, data=body, headers=headers, timeout=_RUN_TIMEOUT, allow_redirects=False
             ) as response:
-                status, answer = response.status, await response.read()
-        except (aiohttp.ClientError, TimeoutError) as error:
+                status, answer = await stream.read(response)
+        except (aiohttp.ClientError, TimeoutError, ValueError) as error:
             raise EngineUnavailableError(f"lost {place}: {_reason(error)}") from None
         if status in _NOT_THE_REQUEST or 300 <= status < 400:
             raise EngineUnavailableError(f"{place} answers with status {status}")
         return _response(place, status, answer)
+
+
+class _Stream:
+    """What a server streams, told as it comes; ``begun`` from the first of it on."""
+
+    def __init__(self, tell: Tell | None) -> None:
+        self._tell = tell
+        self.begun = False
+
+    async def read(self, response: aiohttp.ClientResponse) -> tuple[int, bytes]:
+        """Status and whole body of an answer, streamed or not.
+
+        Raises:
+            ValueError: the stream is none, or breaks off.
+        """
+        if self._tell is None or response.content_type != "text/event-stream":
+            return response.status, await response.read()
+        lines, assembly = EventLines(), Assembly()
+        async for piece in response.content.iter_any():
+            for data in lines.feed(piece):
+                if choices := assembly.add(data):
+                    self.begun = True
+                    self._tell(orjson.dumps(choices))
+        if assembly.failure is not None:
+            return assembly.failure
+        if not assembly.done:
+            raise ValueError("its answer broke off")
+        return response.status, assembly.body()
 
 
 def _grown(before: int, after: int) -> int:

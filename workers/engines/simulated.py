@@ -5,10 +5,14 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator
+from contextlib import aclosing
+
+import orjson
 
 from broker.batching import ContinuousBatch, EventKind, RequestId
 from broker.profiles import profile_from_json
-from workers.engines.base import Capacity, EngineRequest, EngineResponse, EngineUnavailableError, Load
+from workers.engines.base import Capacity, EngineRequest, EngineResponse, EngineUnavailableError, Load, Tell
+from workers.engines.simulated_chunks import new_choices, role_choice
 from workers.engines.simulated_options import INSTANT, SimulatedOptions
 from workers.engines.simulated_prefixes import declared_prefixes
 from workers.engines.simulated_wire import Limits, RefusedError, Work, read_work, response_body
@@ -135,6 +139,30 @@ class SimulatedEngine:
         finally:
             self._followed.discard(pending)
             self._abort(pending)
+
+    async def run_telling(self, request: EngineRequest, tell: Tell) -> EngineResponse:
+        """As ``run``, and tell the text as it comes.
+
+        Raises:
+            EngineUnavailableError: the engine was stopped, or not started.
+        """
+        try:
+            work = self.accept(request)
+        except RefusedError as refusal:
+            return EngineResponse(refusal.status, refusal.body())
+        if work.kind == "embedding":
+            return await self.complete(work, request.job_id)
+        if work.kind == "chat":
+            for index in range(len(work.choices)):
+                tell(orjson.dumps([role_choice(index)]))
+        sent = [0] * len(work.choices)
+        async with aclosing(self.follow(work)) as progress:
+            async for tokens in progress:
+                for choice in new_choices(work, sent, tokens):
+                    tell(orjson.dumps([choice]))
+                sent = tokens
+        body = response_body(work, request.job_id, int(time.time()))
+        return EngineResponse(200, body, work.prompt_tokens, work.output_tokens)
 
     def load(self) -> Load:
         """What the batch holds now."""

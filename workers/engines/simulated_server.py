@@ -23,7 +23,8 @@ from broker.throughput import Profile
 from workers.engines._vllm_metrics import LoadCollector
 from workers.engines.base import EngineRequest, EngineResponse, EngineStartError, EngineUnavailableError
 from workers.engines.simulated import INSTANT, VERSION, SimulatedEngine, SimulatedOptions, profile_from_json
-from workers.engines.simulated_wire import Json, RefusedError, Work, error_body, filler, finish_reason, usage
+from workers.engines.simulated_chunks import new_choices, role_choice
+from workers.engines.simulated_wire import Json, RefusedError, Work, error_body, usage
 
 BLOCK_TOKENS = 16
 CLIENT_CLOSED_REQUEST = 499
@@ -132,21 +133,14 @@ async def _events(engine: SimulatedEngine, work: Work, response_id: str) -> Asyn
     def event(*choices: Json, **more: Json) -> bytes:
         return b"data: " + orjson.dumps({**head, "choices": choices, **more}) + b"\n\n"
 
-    def choice(index: int, text: str, reason: str | None = None) -> Json:
-        content: Json = {"delta": {"content": text} if text else {}} if chat else {"text": text}
-        return {"index": index, **content, "logprobs": None, "finish_reason": reason}
-
     if chat:
         for index in range(len(work.choices)):
-            yield event({**choice(index, ""), "delta": {"role": "assistant", "content": ""}})
+            yield event(role_choice(index))
     sent = [0] * len(work.choices)
     async with aclosing(engine.follow(work)) as progress:
         async for tokens in progress:
-            for index, (_, output, cut) in enumerate(work.choices):
-                if tokens[index] > sent[index]:
-                    yield event(choice(index, filler(tokens[index] - sent[index])))
-                    if tokens[index] == output:
-                        yield event(choice(index, "", finish_reason(cut)))
+            for choice in new_choices(work, sent, tokens):
+                yield event(choice)
             sent = tokens
     options = work.body.get("stream_options")
     if isinstance(options, dict) and options.get("include_usage"):

@@ -24,6 +24,7 @@ from workers.engines.base import (
     EngineStartError,
     EngineUnavailableError,
     Load,
+    Tell,
 )
 from workers.engines.vllm_counters import VllmCounters
 from workers.engines.vllm_options import VllmOptions
@@ -166,6 +167,17 @@ class VllmEngine:
         Raises:
             EngineUnavailableError: the engine is not running, or died under the request.
         """
+        return await self._run(request, None)
+
+    async def run_telling(self, request: EngineRequest, tell: Tell) -> EngineResponse:
+        """As ``run``, and tell the answer as it comes.
+
+        Raises:
+            EngineUnavailableError: the engine is not running, or died under the request.
+        """
+        return await self._run(request, None if request.url == "/v1/embeddings" else tell)
+
+    async def _run(self, request: EngineRequest, tell: Tell | None) -> EngineResponse:
         if not self._endpoints:
             raise EngineUnavailableError("the vLLM engine is not running")
         endpoint = self._endpoints.get(request.url)
@@ -176,7 +188,7 @@ class VllmEngine:
         task = asyncio.current_task()
         cancels = task.cancelling() if task else 0
         try:
-            response = await answer(endpoint, request)
+            response = await answer(endpoint, request, tell)
         except EngineUnavailableError:
             raise
         except Exception as error:

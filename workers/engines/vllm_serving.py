@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing
 from typing import Any, NamedTuple
 
 import msgspec
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import from_json
 
-from workers.engines.base import EngineRequest, EngineResponse, EngineUnavailableError
+from workers.engines.base import EngineRequest, EngineResponse, EngineUnavailableError, Tell
+from workers.engines.chunk_assembly import Assembly, EventLines
 
 _log = logging.getLogger(__name__)
 _REPORTED_ERRORS = 3
@@ -61,8 +63,10 @@ async def make_endpoints(llm: Any, arguments: Any) -> dict[str, Endpoint]:
     return endpoints
 
 
-async def answer(endpoint: Endpoint, request: EngineRequest) -> EngineResponse:
+async def answer(endpoint: Endpoint, request: EngineRequest, tell: Tell | None = None) -> EngineResponse:
     """Read the body, have vLLM answer it, and write the response; a bad body is a response with status 400.
+
+    With ``tell``, that is called with each piece of the answer before.
 
     Raises:
         EngineUnavailableError: the engine was told to stop under the request.
@@ -78,6 +82,8 @@ async def answer(endpoint: Endpoint, request: EngineRequest) -> EngineResponse:
         return refusal("a request in a batch cannot be streamed: leave `stream` out", "stream")
     # The job's id makes the response's; vLLM adds a random part of its own, so that attempts never collide.
     body.setdefault("request_id", request.job_id)
+    if tell is not None:
+        body |= {"stream": True, "stream_options": {"include_usage": True}}
     try:
         parsed = endpoint.parse(body)
     except ValidationError as error:
@@ -85,7 +91,26 @@ async def answer(endpoint: Endpoint, request: EngineRequest) -> EngineResponse:
     except (AttributeError, KeyError, TypeError) as error:
         # vLLM's validators look into a body before its types are checked.
         return refusal(f"the body is not a valid request: {error}")
-    return _to_response(await endpoint.answer(parsed))
+    result = await endpoint.answer(parsed)
+    if tell is not None and isinstance(result, AsyncGenerator):
+        return await _told(result, tell)
+    return _to_response(result)
+
+
+async def _told(events: AsyncGenerator[str], tell: Tell) -> EngineResponse:
+    """Tell a stream as it comes; the response is what it says as a whole."""
+    lines, assembly = EventLines(), Assembly()
+    async with aclosing(events):
+        async for event in events:
+            for data in lines.feed(event.encode()):
+                if choices := assembly.add(data):
+                    tell(json.dumps(choices).encode())
+    if assembly.failure is not None:
+        return EngineResponse(*assembly.failure)
+    if assembly.aborted or not assembly.done:
+        raise EngineUnavailableError("vLLM's engine process was told to stop")
+    prompt_tokens, output_tokens, cached_tokens = assembly.usage
+    return EngineResponse(200, assembly.body(), prompt_tokens, output_tokens, cached_tokens)
 
 
 def refusal(message: str, param: str | None = None, status_code: int = 400) -> EngineResponse:

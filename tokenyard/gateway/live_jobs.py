@@ -1,0 +1,200 @@
+"""Single requests that somebody waits for: each a job of the queue, with one reader for all of a tenant's in a pool.
+
+They share a batch of the queue, so that one blocking read hears of all of them. A batch takes requests for a while, is
+sealed, and is forgotten when its last one has ended.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+
+from broker.client import Client, new_batch_id
+from broker.concurrency import cancel_all
+from broker.connection import BLOCK_S, RedisError, keep_trying
+from broker.errors import RedisUnavailableError
+from broker.jobs import Priority, Result, Submission, job_id
+from broker.openai_batch import RequestLine
+from broker.store.client import Bounds
+from broker.store.live import LivePosition, read_live
+from broker.token_news import TokenNews
+
+log = logging.getLogger(__name__)
+
+#: A batch takes so many requests, or for so long (seconds).
+_MOST_REQUESTS = 2000
+_LONGEST_S = 300.0
+#: News of a request that nobody fetched; more of them are a gap, and the result has all.
+_MOST_NEWS = 10_000
+
+
+@dataclass(slots=True, eq=False)
+class LiveJob:
+    """A request under way: ``news`` as it comes (None: look at ``result``), and its ``result``.
+
+    ``leave`` is to be called when nobody waits for it any more: where it has not ended, it is aborted.
+    """
+
+    job_id: str
+    result: asyncio.Future[Result]
+    leave: Callable[[], None]
+    news: asyncio.Queue[TokenNews | None] = field(default_factory=lambda: asyncio.Queue(_MOST_NEWS + 1))
+
+
+class _LiveBatch:
+    """One batch of the queue, and its reader."""
+
+    def __init__(self, client: Client, pool: str, tenant: str) -> None:
+        self.store = client.store(pool)
+        self.batch_id = new_batch_id(tenant)
+        self.jobs: dict[str, LiveJob] = {}
+        self.requests = 0
+        self.sealed = asyncio.Event()
+        self._client = client
+        self._until = asyncio.get_running_loop().time() + _LONGEST_S
+        self._position = LivePosition()
+        self._leaving: set[asyncio.Task[None]] = set()
+
+    @property
+    def takes_more(self) -> bool:
+        """Whether another request may join."""
+        in_time = asyncio.get_running_loop().time() < self._until
+        return in_time and self.requests < _MOST_REQUESTS and not self.sealed.is_set()
+
+    async def submit(self, request: RequestLine, priority: Priority, bounds: Bounds, *, follow: bool) -> LiveJob:
+        """Queue a request.
+
+        Raises:
+            QueueFullError: there is no room.
+        """
+        self.requests += 1
+        custom_id = f"live-{self.requests}"
+        identity = job_id(self.batch_id, custom_id)
+        job = LiveJob(identity, asyncio.get_running_loop().create_future(), partial(self._drop, identity))
+        self.jobs[identity] = job
+        body, max_tokens, prefix = request.body, request.max_tokens, request.prefix
+        submission = Submission(identity, custom_id, request.url, body, max_tokens, prefix, follow)
+        try:
+            await self.store.submit(self.batch_id, [submission], priority, bounds)
+        except BaseException:
+            self.jobs.pop(identity, None)
+            raise
+        return job
+
+    def _drop(self, identity: str) -> None:
+        """In a task of its own: whoever leaves may be cancelled just now, and could await nothing."""
+        if self.jobs.pop(identity, None) is not None:
+            leaving = asyncio.ensure_future(self._abort(identity))
+            self._leaving.add(leaving)
+            leaving.add_done_callback(self._leaving.discard)
+
+    async def _abort(self, identity: str) -> None:
+        try:
+            await self.store.cancel_jobs([identity])
+        except (RedisError, OSError) as error:
+            log.warning("job %s goes on though nobody waits for it: %s", identity, error)
+
+    async def read(self) -> None:
+        """Hand out news and results until the batch is sealed and nobody waits."""
+        while self.jobs or not self.sealed.is_set():
+            news = await read_live(self._client.redis, self.store.keys, self.batch_id, self._position, BLOCK_S)
+            self._position = news.position
+            for piece in news.tokens:
+                job = self.jobs.get(piece.job_id)
+                if job is not None and job.news.qsize() < _MOST_NEWS:
+                    job.news.put_nowait(piece)
+            for result in news.results:
+                self._end(result)
+            if not self.jobs and not self.takes_more:
+                self.sealed.set()
+
+    def _end(self, result: Result) -> None:
+        job = self.jobs.pop(result.job_id, None)
+        if job is not None and not job.result.done():
+            job.result.set_result(result)
+            job.news.put_nowait(None)
+
+    async def close(self) -> None:
+        """End it: what still runs is aborted, nothing of it stays in Redis for long."""
+        self.sealed.set()
+        left, self.jobs = self.jobs, {}
+        for job in left.values():
+            if not job.result.done():
+                job.result.set_exception(RedisUnavailableError("the gateway stopped following this request: ask again"))
+                job.news.put_nowait(None)
+        await asyncio.gather(*self._leaving)
+        if left:
+            await self.store.cancel_jobs(list(left))
+        await self.store.seal(self.batch_id)
+        if not left:
+            await self.store.forget(self.batch_id)
+
+
+class LiveJobs:
+    """All requests of this gateway that somebody waits for. Used from one event loop."""
+
+    def __init__(self, client: Client, bounds: Bounds) -> None:
+        self._client = client
+        self._bounds = bounds
+        self._open: dict[tuple[str, str], _LiveBatch] = {}
+        self._readers: set[asyncio.Task[None]] = set()
+        self._batches: set[_LiveBatch] = set()
+
+    async def submit(
+        self, request: RequestLine, pool: str, tenant: str, *, follow: bool = False, priority: Priority = Priority.HIGH
+    ) -> LiveJob:
+        """Queue a request.
+
+        Args:
+            request: what to run.
+            pool: where its model is served.
+            tenant: whose it is.
+            follow: whether its tokens are wanted while they are made.
+            priority: level that it is served at.
+
+        Raises:
+            QueueFullError: there is no room.
+        """
+        return await self._batch(pool, tenant).submit(request, priority, self._bounds, follow=follow)
+
+    @property
+    def waiting(self) -> int:
+        """Requests that somebody waits for."""
+        return sum(len(batch.jobs) for batch in self._batches)
+
+    async def close(self) -> None:
+        """Abort what is under way."""
+        await cancel_all(list(self._readers))
+
+    def _batch(self, pool: str, tenant: str) -> _LiveBatch:
+        batch = self._open.get((pool, tenant))
+        if batch is None or not batch.takes_more:
+            batch = _LiveBatch(self._client, pool, tenant)
+            self._open[pool, tenant] = batch
+            reader = asyncio.ensure_future(self._follow(batch))
+            self._readers.add(reader)
+            reader.add_done_callback(self._readers.discard)
+        return batch
+
+    async def _follow(self, batch: _LiveBatch) -> None:
+        """A batch from its first request to its end, while Redis comes and goes."""
+        self._batches.add(batch)
+        try:
+            await keep_trying(batch.read, log.warning)
+        except Exception as error:  # who waits is told, in ``close``
+            log.error("batch %s cannot be followed: %s", batch.batch_id, error)
+        finally:
+            batch.sealed.set()
+            await _quietly(batch)
+            self._batches.discard(batch)
+
+
+async def _quietly(batch: _LiveBatch) -> None:
+    try:
+        async with asyncio.timeout(5):
+            await batch.close()
+    except Exception as error:  # results have a time to live: they go by themselves
+        log.warning("batch %s could not be cleared away: %s", batch.batch_id, error)

@@ -1,0 +1,1 @@
+"""Prometheus metrics: of the queue as Redis has it, and of each process."""
