@@ -64,7 +64,7 @@ async def clock(redis: RedisClient, key: str) -> float:
 
 def translate(error: Exception, where: str) -> TokenyardError:
     """The error of redis-py as ours."""
-    text = str(error)
+    text = str(error).partition(" : <")[0]  # what no Sentinel answered ends with redis-py's own objects
     if isinstance(error, rex.NoPermissionError):
         return RedisRefusedError(f"Redis at {where} does not permit this user: {text}")
     if isinstance(error, rex.AuthenticationError | rex.AuthorizationError) or "NOAUTH" in text:

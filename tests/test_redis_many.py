@@ -73,9 +73,10 @@ class TestAddresses:
 
     async def test_nobody_there(self) -> None:
         for url in ("redis+cluster://127.0.0.1:1", "redis+sentinel://127.0.0.1:1/main"):
-            with pytest.raises(RedisUnavailableError, match="is it running"):
+            with pytest.raises(RedisUnavailableError, match="is it running") as raised:
                 async with connected(url):
                     pass
+            assert "redis.asyncio" not in str(raised.value)  # words for people, no objects
 
     async def test_a_node_of_a_cluster_is_no_single_server_and_the_other_way_round(
         self, one_node: Server, system_redis_url: str, tmp_path: Path
