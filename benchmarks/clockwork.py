@@ -26,38 +26,56 @@ _BYTES_PER_TOKEN = 4
 
 @dataclass(slots=True)
 class _Engine:
-    """What a device tells. Each step has its part of what every job on it costs."""
+    """What a device tells. Prompts are computed first; a job's steps last as long as the mean over all that it has."""
 
     kind: DeviceKind
     beat: Heartbeat
-    prompt_tokens: int = 0
+    prompt_tokens: float = 0.0
     output_tokens: float = 0.0
     steps: float = 0.0
-    own_s: float = 0.0  # of all its jobs, a step
+    decode_s: float = 0.0  # of all its jobs, a step
+    prefill_s: float = 0.0  # likewise: prompts of those that follow are computed between its steps
+    due_tokens: float = 0.0  # prompt tokens to compute, and the seconds they take
+    due_s: float = 0.0
 
     @property
-    def step_s(self) -> float:
+    def decode_step_s(self) -> float:
         """Seconds a step takes."""
-        return (self.kind.profile.decode_d + self.own_s) * self.kind.slowdown
+        return (self.kind.profile.decode_d + self.decode_s) * self.kind.slowdown
 
     def starts(self, prompt_tokens: int, output_tokens: int) -> float:
         """A job starts; returns the seconds that it takes."""
-        self.prompt_tokens += prompt_tokens
-        self.own_s += self._own(prompt_tokens, output_tokens)
-        return output_tokens * self.step_s
+        prefill, decode = self._own(prompt_tokens, output_tokens)
+        self.prefill_s += prefill / output_tokens
+        self.decode_s += decode / output_tokens
+        self.due_tokens += prompt_tokens
+        self.due_s += prefill * self.kind.slowdown
+        return output_tokens * (self.decode_step_s + self.prefill_s * self.kind.slowdown)
 
     def ends(self, prompt_tokens: int, output_tokens: int) -> None:
         """It ends."""
-        self.own_s -= self._own(prompt_tokens, output_tokens)
+        prefill, decode = self._own(prompt_tokens, output_tokens)
+        self.prefill_s -= prefill / output_tokens
+        self.decode_s -= decode / output_tokens
 
     def passes(self, seconds: float, running: int) -> None:
         """Time goes by."""
-        steps = seconds / self.step_s
+        if self.due_s > 0:
+            paid = min(seconds, self.due_s)
+            tokens = self.due_tokens * paid / self.due_s
+            self.due_s -= paid
+            self.due_tokens -= tokens
+            self.prompt_tokens += tokens
+            seconds -= paid
+        steps = seconds / self.decode_step_s
         self.steps += steps
         self.output_tokens += steps * running
 
-    def _own(self, prompt_tokens: int, output_tokens: int) -> float:
-        return self.kind.profile.own_seconds(work_of(prompt_tokens, output_tokens)) / output_tokens
+    def _own(self, prompt_tokens: int, output_tokens: int) -> tuple[float, float]:
+        """Seconds of its prefill, and of its steps."""
+        work, profile = work_of(prompt_tokens, output_tokens), self.kind.profile
+        decode = profile.decode_e * work.steps + profile.decode_f * work.context_steps
+        return profile.own_seconds(work) - decode, decode
 
 
 @dataclass(slots=True)
@@ -126,7 +144,7 @@ class Clockwork:
                 "running": min(running, beat.seats),
                 "waiting": max(0, running - beat.seats),
                 "kv_tokens_free": max(0, beat.kv_tokens_total - known.tokens_in_flight),
-                "prompt_tokens_total": engine.prompt_tokens,
+                "prompt_tokens_total": int(engine.prompt_tokens),
                 "output_tokens_total": int(engine.output_tokens),
                 "steps_total": int(engine.steps),
                 "seen": self.now,

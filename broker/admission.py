@@ -10,24 +10,36 @@ from broker.cluster import Device
 from broker.policies.base import Offer
 
 
-def offer_of(device: Device, round_trip_s: float, *, many_wait: bool = False) -> Offer:
+def offer_of(device: Device, round_trip_s: float, now: float = 0.0, *, many_wait: bool = False) -> Offer:
     """A device's room: its seats plus the depth that hides the round trip, and KV memory by the peak to come."""
     offer = Offer(device.name, 0, 0, 0.0, slots_left=0, kv_bound=0.0, outstanding=0, outstanding_tokens=0)
-    renew_offer(offer, device, round_trip_s, many_wait=many_wait)
+    renew_offer(offer, device, round_trip_s, now, many_wait=many_wait)
     return offer
 
 
-def renew_offer(offer: Offer, device: Device, round_trip_s: float, *, many_wait: bool = False) -> None:
+def renew_offer(
+    offer: Offer, device: Device, round_trip_s: float, now: float = 0.0, *, many_wait: bool = False
+) -> None:
     """The same device's room now; ``many_wait`` says whether far more jobs wait than there is room for."""
     beat = device.heartbeat
-    device.looked_at(many_wait=many_wait)
+    device.looked_at(now, many_wait=many_wait)
     depth = device.depth(round_trip_s)
-    # The engine holds back more than a queue's worth: it is full, whatever our predictions say.
-    overfull = beat.waiting > max(depth, beat.seats // 4)
     offer.seats, offer.kv_tokens, offer.speed = beat.seats, beat.kv_tokens_total, device.speed
     offer.outstanding, offer.outstanding_tokens = len(device.in_flight), device.tokens_in_flight
-    offer.slots_left = 0 if overfull else beat.seats + depth - offer.outstanding
+    device.overfull = _overfull(device, depth)
+    offer.slots_left = 0 if device.overfull else beat.seats + depth - offer.outstanding
     offer.kv_bound = beat.kv_tokens_total * device.kv_share.value
     offer.kind, offer.backlog, offer.calendar = device.kind, device.backlog, device.calendar
     offer.queued_tokens, offer.max_batched_tokens = device.backlog.prompt_left, device.max_batched_tokens
     offer.renewed()
+
+
+def _overfull(device: Device, depth: int) -> bool:
+    """Whether the engine holds back more than a queue's worth for want of room: it is full, whatever predictions say.
+
+    Where it has seats and memory for all that wait, it only computes their prompts first.
+    """
+    beat = device.heartbeat
+    if beat.waiting <= max(depth, beat.seats // 4):
+        return False
+    return beat.running >= beat.seats or beat.kv_tokens_free <= beat.waiting * device.backlog.mean_prompt

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from broker.throughput import Work, work_of
+from broker.throughput import Work
 
 #: Never taken as less than this share of the whole: jobs that outlast their prediction are not done.
 _LEAST = 0.05
@@ -70,10 +70,12 @@ class Backlog:
         return Work(prompt, squared, steps, context, prompt + steps)
 
     def _count(self, start: float, prompt_tokens: int, output_tokens: int, sign: int) -> None:
-        prompt, squared, decode, context, _ = work_of(prompt_tokens, output_tokens)
-        self._prompt += sign * prompt
-        self._squared += sign * squared
-        if decode:
+        # The sums of ``work_of``, without a tuple: this is done for every job that is placed.
+        self._prompt += sign * prompt_tokens
+        self._squared += sign * prompt_tokens * prompt_tokens
+        if output_tokens > 1:
+            decode = output_tokens - 1
+            context = decode * (prompt_tokens + (decode - 1) / 2)
             rate = sign * decode / output_tokens
             self._decode += sign * decode
             self._decode_rate += rate

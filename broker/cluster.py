@@ -28,6 +28,8 @@ _RATE_WINDOW_S = 2.0
 _LONGEST_GUESS_S = 2.0
 #: A device is looked at again when one in so many of its jobs has ended; that many more are queued there.
 _JOBS_A_LOOK = 32
+#: And at a heartbeat, where it was not for so long (seconds).
+_LONGEST_UNSEEN_S = 4.0
 #: A job has no more tokens than this: what says so is forged.
 _MOST_TOKENS = 10**9
 #: And no engine makes more steps a second.
@@ -150,8 +152,10 @@ class Device:
     calendar: KvCalendar = field(default_factory=KvCalendar)
     kv_share: KvShare = field(default_factory=KvShare)
     _fill: FirstFill = field(default_factory=FirstFill)
+    overfull: bool = False  # at the last look: its engine held requests back
     look_after: int = 1  # so many of its jobs end before the next look at it is worth the while
     _ended: int = 0  # since the last
+    _looked: float = float("-inf")
     _rate_at: float = 0.0
     _steps: float = 0.0
     _steps_per_s: float = 0.0
@@ -226,7 +230,8 @@ class Device:
     def refresh(self, heartbeat: Heartbeat, now: float = 0.0) -> None:
         """Take over a newer heartbeat, heard ``now`` on the scheduler's clock, and learn the device's speed from it."""
         before, self.heartbeat = self.heartbeat, heartbeat
-        self.changed.add(self.name)
+        if self._worth_a_look(before, now):
+            self.changed.add(self.name)
         if self.kind is None or _built(before) != _built(heartbeat):
             self._profile()
         self._count_steps(before, now)
@@ -236,6 +241,14 @@ class Device:
             self.drift.observe(self.kind, before, heartbeat, self.backlog.mean_prompt, self._next_prompt())
             if self.kind.slowdown != self.drift.calm:
                 self.kind = replace(self.kind, slowdown=self.drift.calm)
+                self.changed.add(self.name)
+
+    def _worth_a_look(self, before: Heartbeat, now: float) -> bool:
+        """Whether a heartbeat tells of room: with a thousand devices, looks cost more than placements."""
+        beat = self.heartbeat
+        if self.look_after <= 1 or not self.in_flight or now - self._looked >= _LONGEST_UNSEEN_S:
+            return True
+        return self.overfull or beat.state != before.state or _built(before) != _built(beat)
 
     def _next_prompt(self) -> float:
         """Tokens of the longest prompt that is not computed yet: those of the latest jobs are not."""
@@ -247,13 +260,13 @@ class Device:
             longest = max(longest, job.prompt_tokens)
         return longest
 
-    def looked_at(self, *, many_wait: bool) -> None:
+    def looked_at(self, now: float, *, many_wait: bool) -> None:
         """Its room is known.
 
         A look costs as much as many placements, and a large batch changes little by one job: where many more wait, the
         next look can do for some.
         """
-        self._ended = 0
+        self._ended, self._looked = 0, now
         self.look_after = 1 + len(self.in_flight) // _JOBS_A_LOOK if many_wait else 1
 
     def depth(self, round_trip_s: float) -> int:

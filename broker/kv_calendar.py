@@ -12,6 +12,7 @@ what is counted, then tells how many of the long ones there are.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 from math import exp, log
 
@@ -22,6 +23,7 @@ from numpy.typing import NDArray
 BIN_STEPS = 32
 _SPAN = 128  # bins of one job: what ends beyond is counted into the last
 _LEAD = 64  # it starts no later than so many bins from now
+_LATEST = (_LEAD - 1) * BIN_STEPS
 _BINS = _SPAN + _LEAD
 _RING = 8 * _BINS  # bins in memory: they are moved to the front only when these are used up
 
@@ -32,15 +34,38 @@ _MOST_SCALE = 3.0
 _TAIL_SHARE = 0.2  # of the peak: what is held beyond is the tail
 
 Array = NDArray[np.float64]
+#: A job whose lengths are known: prompt and output tokens, and the step at which its prefill ends.
+Known = tuple[int, int, float]
 
 #: Steps from the start of the present bin to the end of each.
 EDGES = np.arange(1, _BINS + 1, dtype=float) * BIN_STEPS
 
 
 class KvCalendar:
-    """Tokens held in each bin, from the present one on."""
+    """Tokens held in each bin, from the present one on.
 
-    __slots__ = ("_at", "_bins", "_first", "_guesses", "_held", "_last", "_next", "_total", "excess", "scale", "step")
+    A job holds a token more with each step, so what n jobs hold at step t is a level plus n times t until one of them
+    ends: sums of both for all jobs, and of what ends in each bin, tell all bins at one look, and a job is counted in or
+    out without a walk through its bins. Only what does not grow like that is kept bin by bin.
+    """
+
+    __slots__ = (
+        "_at",
+        "_bins",
+        "_count",
+        "_dense",
+        "_ends",
+        "_first",
+        "_guesses",
+        "_held",
+        "_last",
+        "_level",
+        "_next",
+        "_total",
+        "excess",
+        "scale",
+        "step",
+    )
 
     def __init__(self) -> None:
         self.step = 0.0
@@ -49,7 +74,10 @@ class KvCalendar:
         self._first = 0  # number of the present bin
         self._next = float(BIN_STEPS)  # step at which the next one begins
         self._at = 0  # where that is in memory
-        self._bins = np.zeros(_RING)
+        self._level, self._count = 0.0, 0  # of the jobs that hold tokens now: sum of prompt - start, and how many
+        self._ends = np.zeros((2, _RING))  # what comes to both where jobs hold none from a bin on
+        self._bins = np.zeros(_RING)  # what is kept bin by bin
+        self._dense = False  # whether there is any
         self._held = 0  # jobs counted
         self._guesses = 0  # those of them that are guessed
         self._total = 0.0  # tokens that they hold at their ends, all together
@@ -63,14 +91,21 @@ class KvCalendar:
         if step < self._next:
             return
         passed = int(step // BIN_STEPS) - self._first
+        over = self._ends[:, self._at + 1 : self._at + passed + 1]
+        level, count = over.sum(axis=1).tolist()
+        self._level += level
+        self._count += int(count)
+        over[:] = 0.0
         self._first += passed
         self._next = float((self._first + 1) * BIN_STEPS)
         self._at += passed
-        if self._at + _BINS > _RING:
+        if self._at + _BINS >= _RING:
             self._to_front(min(self._at, _RING))
 
     def _to_front(self, at: int) -> None:
         left = _RING - at
+        self._ends[:, :left] = self._ends[:, at:].copy()
+        self._ends[:, left:] = 0.0
         self._bins[:left] = self._bins[at:].copy()
         self._bins[left:] = 0.0
         self._at = 0
@@ -83,15 +118,32 @@ class KvCalendar:
         self._held += sign
         if guessed:
             self._guesses += sign
-        held = self.held(start, prompt_tokens, output_tokens, guessed=guessed)
-        bins = len(held)
+            held = self.held(start, prompt_tokens, output_tokens, guessed=True)
+            bins = len(held)
+            self._keep(held, sign)
+        else:
+            bins = self.bins(start, output_tokens)
+            if bins <= 0:
+                return
+            level, at = sign * (prompt_tokens - start), self._at + bins
+            self._level += level
+            self._count += sign
+            self._ends[0, at] -= level
+            self._ends[1, at] -= sign
+            if start >= self._next:  # it waits for its prefill, and does not grow
+                self._keep(self._lead(start), sign)
         if self._first + bins > self._last:
             self._last = self._first + bins - 1
-        counted = self._bins[self._at : self._at + bins]
-        if sign > 0:
-            counted += held
-        else:
-            counted -= held
+
+    def _keep(self, tokens: Array, sign: int) -> None:
+        self._dense = True
+        counted = self._bins[self._at : self._at + len(tokens)]
+        counted += sign * tokens
+
+    def _lead(self, start: float) -> Array:
+        """What a job holds in the bins before its start beyond the line on which it will grow."""
+        lead = int(start // BIN_STEPS) - self._first
+        return (start - self.origin) - EDGES[:lead]
 
     def bins(self, start: float, output_tokens: float) -> int:
         """Bins from the present one to that in which such a job ends; 0 or less where it is over."""
@@ -108,8 +160,9 @@ class KvCalendar:
             return EDGES[:0]
         held = EDGES[:bins] + (prompt_tokens + self.origin - start)
         old = self._first - int(start // BIN_STEPS)
-        lead = max(-old, 0)
-        if lead:  # it waits for its prefill, and does not grow
+        lead = 0
+        if old < 0:  # it waits for its prefill, and does not grow
+            lead = -old
             held[:lead] = prompt_tokens
         if guessed:
             guess = max(float(output_tokens), _LEAST_GUESS)
@@ -121,7 +174,8 @@ class KvCalendar:
 
     def start(self, queued_tokens: float, max_batched_tokens: float) -> float:
         """The step at which a job will have its first token, behind so many prompt tokens, its own with them."""
-        return self.step + min(queued_tokens / max(max_batched_tokens, 1), (_LEAD - 1) * BIN_STEPS)
+        steps = queued_tokens / (max_batched_tokens or 1)
+        return self.step + (steps if steps < _LATEST else _LATEST)
 
     def tell(self, held_tokens: float, *, guessed: bool = False) -> None:
         """The engine holds so many tokens now."""
@@ -129,21 +183,53 @@ class KvCalendar:
         self.scale = min(max(held_tokens / counted, 1.0), _MOST_SCALE) if guessed and counted > 0 else 1.0
         self.excess = max(0.0, held_tokens - counted * self.scale)
 
-    def load(self, bins: int = _BINS) -> Array:
+    def load(self, bins: int = _BINS, more: Sequence[Known] = ()) -> Array:
         """Tokens counted as held in each bin, for so many bins, or as many as hold any if these are more.
 
-        Not to be written to.
+        Args:
+            bins: so many at least.
+            more: jobs that are taken to be there, too.
         """
-        return self._bins[self._at : self._at + min(max(bins, self._last - self._first + 1), _BINS)]
+        return self._reckoned(bins, more, 0.0, 0)
 
-    def tall(self, bins: int) -> Array:
+    def tall(self, bins: int, more: Sequence[Known] = ()) -> Array:
         """What the engine will hold in each of at least so many bins, plus the step at which the bin ends."""
-        load = self.load(bins)
-        if self.scale != 1:
-            load = load * self.scale
-        tall = load + EDGES[: len(load)]
-        tall += self.origin + self.excess
-        return tall
+        if self.scale == 1:  # the step grows as one job more would
+            return self._reckoned(bins, more, self.excess, 1)
+        load = self.load(bins, more) * self.scale
+        load += EDGES[: len(load)]
+        load += self.origin + self.excess
+        return load
+
+    def _reckoned(self, bins: int, more: Sequence[Known], level: float, count: int) -> Array:
+        level += self._level
+        count += self._count
+        for prompt_tokens, output_tokens, start in more:
+            level += prompt_tokens - start
+            count += 1
+            bins = max(bins, self.bins(start, output_tokens))
+        bins = min(max(bins, self._last - self._first + 1), _BINS)
+        at = self._at
+        ends = self._ends[:, at : at + bins]
+        if more:
+            ends = ends.copy()
+            for prompt_tokens, output_tokens, start in more:
+                its = self.bins(start, output_tokens)
+                if its < bins:
+                    ends[0, its] -= prompt_tokens - start
+                    ends[1, its] -= 1
+        ends[0, 0], ends[1, 0] = level, count  # nothing ends before the present bin does
+        levels, counts = np.add.accumulate(ends, 1)
+        held = EDGES[:bins] + self.origin
+        held *= counts
+        held += levels
+        if self._dense:
+            held += self._bins[at : at + bins]
+        for _, _, start in more:
+            if start >= self._next:
+                lead = self._lead(start)
+                held[: len(lead)] += lead
+        return held
 
     def free(self, tokens: float) -> Array:
         """What is left in each bin of a memory of that many tokens."""
@@ -180,7 +266,8 @@ class KvCalendar:
     @property
     def now(self) -> float:
         """Tokens counted as held in the present bin."""
-        return float(self.load(1)[0])
+        held = self._level + self._count * self._next
+        return held + float(self._bins[self._at]) if self._dense else held
 
 
 @lru_cache(maxsize=512)

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import numpy as np
 
-from broker.kv_calendar import BIN_STEPS, EDGES, Array, KvCalendar
+from broker.kv_calendar import BIN_STEPS, EDGES, Array, Known, KvCalendar
 
 #: After no more jobs than these the peaks are not reckoned anew for one that may or may not fit: it waits for a look.
 _FEW = 4
+_FOREVER = 10**9
 
 
 class KvRoom:
     """A look at a calendar, with the jobs that were put in since; the calendar itself does not change."""
 
-    __slots__ = ("_bound", "_calendar", "_least", "_peaks", "_put", "_tall", "sure")
+    __slots__ = ("_bound", "_calendar", "_ends", "_least", "_new", "_peaks", "_prompts", "_put", "_shortest", "sure")
 
     def __init__(self, calendar: KvCalendar, bound: float) -> None:
         """Look.
@@ -25,19 +26,23 @@ class KvRoom:
         self._calendar, self._bound = calendar, bound
         #: Tokens that fit whatever the others do: as if all jobs ended at the same time.
         self.sure = calendar.surely_free(bound)
-        self._tall: Array | None = None  # tokens held in each bin, plus the step at which the bin ends
-        self._peaks: Array | None = None  # the most of these up to each bin
+        #: The most tokens held up to each bin, plus the step at which that bin ends.
+        self._peaks: Array | None = None
         self._least: float | None = None
-        self._put: list[tuple[int, int, float, int]] = []  # and the bin in which each ends
+        self._put: list[Known] = []
+        # Of those that were put in since the peaks were reckoned: how many, their prompts, what they hold at their ends
+        # at most, and the bins until the first of them ends.
+        self._new = self._prompts = self._ends = 0
+        self._shortest = _FOREVER
 
     def fits(self, prompt_tokens: int, output_tokens: int, start: float) -> bool:
         """Whether memory holds these and one more, whose prefill ends at step ``start``, at every step to come."""
         bins = self._calendar.bins(start, output_tokens)
         # The job grows a token a step: in each bin it holds its prompt and the steps since its start.
         most = self._bound - (prompt_tokens - start)
-        if self._put and self._peaks is not None:
+        if self._new and self._peaks is not None:
             least, highest = self._between(self._peaks, bins)
-            if least > most or highest <= most or len(self._put) <= _FEW:
+            if least > most or highest <= most or self._new <= _FEW:
                 return highest <= most
         return bool(self._highest(bins)[bins - 1] <= most)
 
@@ -47,12 +52,18 @@ class KvRoom:
         self.sure -= tokens
         if self._least is not None:
             self._least -= tokens
-        self._put.append((prompt_tokens, output_tokens, start, self._calendar.bins(start, output_tokens)))
+        self._put.append((prompt_tokens, output_tokens, start))
+        self._new += 1
+        self._prompts += prompt_tokens
+        self._ends += tokens + BIN_STEPS
+        bins = self._calendar.bins(start, output_tokens)
+        if bins < self._shortest:
+            self._shortest = bins
 
     def least(self) -> float:
         """Tokens free at the peak to come; at least so many, once jobs were put in."""
         if self._least is None:
-            tall = self._reckoned(1)
+            tall = self._calendar.tall(1, self._put)
             held = tall - EDGES[: len(tall)]
             self._least = self._bound - (float(held.max()) - self._calendar.origin)
         return self._least
@@ -62,39 +73,15 @@ class KvRoom:
 
         That mostly tells enough, and is cheaper than to reckon anew.
         """
-        shortest, prompts, ends = bins, 0, 0
-        for prompt_tokens, output_tokens, _, its_bins in self._put:
-            if its_bins < shortest:
-                shortest = its_bins
-            prompts += prompt_tokens
-            ends += prompt_tokens + output_tokens + BIN_STEPS
+        shortest = bins if bins < self._shortest else self._shortest
         last = len(peaks)
         if bins > last:  # nothing was held there
-            return float(peaks[min(shortest, last) - 1]) + prompts, float("inf")
-        return float(peaks[shortest - 1]) + prompts, float(peaks[bins - 1]) + ends
+            return float(peaks[min(shortest, last) - 1]) + self._prompts, float("inf")
+        return float(peaks[shortest - 1]) + self._prompts, float(peaks[bins - 1]) + self._ends
 
     def _highest(self, bins: int) -> Array:
-        if self._peaks is None or self._put or len(self._peaks) < bins:
-            self._peaks = np.maximum.accumulate(self._reckoned(bins))
+        if self._peaks is None or self._new or len(self._peaks) < bins:
+            self._peaks = np.maximum.accumulate(self._calendar.tall(bins, self._put))
+            self._new = self._prompts = self._ends = 0
+            self._shortest = _FOREVER
         return self._peaks
-
-    def _reckoned(self, bins: int) -> Array:
-        """Count in what was put."""
-        calendar = self._calendar
-        tall = self._tall
-        if tall is None or len(tall) < bins:
-            tall = calendar.tall(bins) if tall is None else _longer(tall, calendar.tall(bins))
-        for prompt_tokens, output_tokens, start, _ in self._put:
-            held = calendar.held(start, prompt_tokens, output_tokens)
-            if len(held) > len(tall):
-                tall = _longer(tall, calendar.tall(len(held)))
-            tall[: len(held)] += held
-        self._put = []
-        self._tall = tall
-        return tall
-
-
-def _longer(counted: Array, fresh: Array) -> Array:
-    """The first bins as they were counted, the others as they are."""
-    fresh[: len(counted)] = counted
-    return fresh

@@ -147,7 +147,10 @@ class Placer:
             window.remove(placement.job)
             self._bind(placement, now, guessed)
         for name in {placement.device for placement in placements}:
-            self._offers[name].bound()
+            offer = self._offers[name]
+            offer.bound()
+            if offer.slots_left <= 0:
+                self._open.pop(name, None)
         self.cluster.changed.clear()  # the offers know already
         for offer in turn.open:
             if offer.blocked:
@@ -181,12 +184,13 @@ class Placer:
 
     def _bind(self, placement: Placement, now: float, guessed: bool) -> None:
         """The job counts as in flight from here on."""
-        job, prompt, output, name, seconds, _, candidate = placement
+        job, prompt, output, name, seconds, _, candidate, step = placement
         device = self.cluster.devices[name]
         cached = self._cached(placement, device) if job.prefix else 0
         raw = candidate.uncorrected_tokens if candidate else 0
-        step, sizes = device.start(prompt - cached), (job.body_bytes, job.max_tokens)
-        learnt = (cached, job.prefix, raw, guessed, job.deaths, job.charges)
+        if cached or not step:
+            step = device.start(prompt - cached)
+        sizes, learnt = (job.body_bytes, job.max_tokens), (cached, job.prefix, raw, guessed, job.deaths, job.charges)
         device.bind(InFlight(job.job_id, prompt, output, *sizes, now, seconds, step, *learnt))
         if self.tenants.active:
             cost = _device_seconds(device, prompt - cached, output)
@@ -298,9 +302,9 @@ class Placer:
             offer = self._offers.get(name)
             if offer is None:
                 insort(self._names, name)
-                offer = self._offers[name] = offer_of(device, self.round_trip_s, many_wait=not self.whole)
+                offer = self._offers[name] = offer_of(device, self.round_trip_s, now, many_wait=not self.whole)
             else:
-                renew_offer(offer, device, self.round_trip_s, many_wait=not self.whole)
+                renew_offer(offer, device, self.round_trip_s, now, many_wait=not self.whole)
             if offer.slots_left > 0:
                 self._open[name] = offer
             else:

@@ -229,9 +229,9 @@ class TestManyDevices:
     def looked_at(self, monkeypatch: pytest.MonkeyPatch) -> list[str]:
         seen: list[str] = []
 
-        def counted(offer: Offer, device: Device, round_trip_s: float, *, many_wait: bool) -> None:
+        def counted(offer: Offer, device: Device, round_trip_s: float, now: float, *, many_wait: bool) -> None:
             seen.append(device.name)
-            renew_offer(offer, device, round_trip_s, many_wait=many_wait)
+            renew_offer(offer, device, round_trip_s, now, many_wait=many_wait)
 
         monkeypatch.setattr(placement, "renew_offer", counted)
         return seen
@@ -277,6 +277,26 @@ class TestManyDevices:
                 one.changed.clear()
         assert seen == looks
 
+    def test_a_heartbeat_that_tells_nothing_new_is_no_reason_to_look_at_a_large_batch(self) -> None:
+        one = busy(device("a", slower(PROFILE, 1.0, seats=256, kv_tokens=10**6)), [(10, 20)] * 64)
+        renew_offer(offer_of(one, 0.02), one, 0.02, 10.0, many_wait=True)
+        told = one.heartbeat
+
+        def changed(at: float, **fields: object) -> bool:
+            one.changed.clear()
+            one.refresh(told.model_copy(update={"seen": at, **fields}), at)
+            return bool(one.changed)
+
+        assert [changed(11.0), changed(12.0, state="draining"), changed(13.0), changed(13.5)] == [
+            False,
+            True,
+            True,
+            False,
+        ]
+        assert changed(14.0)  # it was not looked at for long
+        renew_offer(offer_of(one, 0.02), one, 0.02, 14.0, many_wait=False)
+        assert changed(15.0)
+
 
 class TestLateBinding:
     @given(seats=st.integers(1, 300), in_flight=st.integers(0, 700), jobs_per_s=st.floats(0, 1e5))
@@ -307,9 +327,19 @@ class TestLateBinding:
         one.refresh(heartbeat(seats=4, kv_tokens_total=1000, kv_tokens_free=400))
         assert offer_of(one, 0.02).kv_left() == pytest.approx(980 - 600, abs=32)
 
-    def test_an_engine_that_holds_requests_back_gets_no_more(self) -> None:
-        assert offer_of(Device("a", heartbeat(seats=8, waiting=2)), 0.02).slots_left == 9
-        assert offer_of(Device("a", heartbeat(seats=8, waiting=3)), 0.02).slots_left == 0
+    @pytest.mark.parametrize("full", [{"running": 8, "kv_tokens_free": 900}, {"running": 2, "kv_tokens_free": 299}])
+    def test_an_engine_that_holds_requests_back_gets_no_more(self, full: dict[str, int]) -> None:
+        def slots(waiting: int) -> int:
+            one = Device("a", heartbeat(seats=8, waiting=waiting, kv_tokens_total=1000, **full))
+            one.bind(InFlight("b.0", 100, 50))
+            return offer_of(one, 0.02).slots_left
+
+        assert (slots(2), slots(3)) == (8, 0)
+
+    def test_an_engine_that_is_at_the_prompts_of_those_that_wait_gets_more(self) -> None:
+        one = Device("a", heartbeat(seats=8, running=2, waiting=6, kv_tokens_total=1000, kv_tokens_free=900))
+        one.bind(InFlight("b.0", 100, 50))
+        assert offer_of(one, 0.02).slots_left == 8
 
 
 class Books(RuleBasedStateMachine):

@@ -39,7 +39,8 @@ class Placement(NamedTuple):
     """A decision: this job to that device.
 
     ``predicted_s`` is the time from dispatch to result that the policy expects (0: it does not say), ``reason`` a
-    word on why this device: both are kept with the job, for ``tokenyard explain``.
+    word on why this device: both are kept with the job, for ``tokenyard explain``. ``step`` is that of the device's
+    engine at which the job should have its first token (0: not reckoned).
     """
 
     job: WaitingJob
@@ -49,6 +50,7 @@ class Placement(NamedTuple):
     predicted_s: float = 0.0
     reason: str = ""
     candidate: Candidate | None = None
+    step: float = 0.0
 
 
 @dataclass(slots=True)
@@ -98,28 +100,30 @@ class Offer:
         """Whether the job may go there now. An idle device takes any job: only its engine can say it is too long."""
         if self.slots_left <= 0:
             return False
-        if self.outstanding == 0 or self.calendar is None:
+        calendar = self.calendar
+        if self.outstanding == 0 or calendar is None:
             return True
-        _, prompt_tokens, output_tokens, *_ = candidate
-        room = self._room or self._kv_room(self.calendar)
+        prompt_tokens, output_tokens = candidate[1], candidate[2]
+        room = self._room or self._kv_room(calendar)
         if prompt_tokens + output_tokens <= room.sure:
             return True
-        start = self.calendar.start(self.queued_tokens + prompt_tokens, self.max_batched_tokens)
+        start = calendar.start(self.queued_tokens + prompt_tokens, self.max_batched_tokens)
         return room.fits(prompt_tokens, output_tokens, start)
 
     def put(self, candidate: Candidate, predicted_s: float = 0.0, reason: str = "") -> Placement:
         """Use up the room of one job."""
-        job, prompt_tokens, output_tokens = candidate[:3]
+        prompt_tokens, output_tokens = candidate[1], candidate[2]
         self.slots_left -= 1
         self.outstanding += 1
         self.outstanding_tokens += prompt_tokens + output_tokens // 2
-        if self.calendar is None:
+        calendar, step = self.calendar, 0.0
+        if calendar is None:
             self.kv_bound -= prompt_tokens + output_tokens
         else:
-            self.queued_tokens += prompt_tokens
-            start = self.calendar.start(self.queued_tokens, self.max_batched_tokens)
-            self._kv_room(self.calendar).put(prompt_tokens, output_tokens, start)
-        return Placement(job, prompt_tokens, output_tokens, self.device, predicted_s, reason, candidate)
+            self.queued_tokens = queued = self.queued_tokens + prompt_tokens
+            step = calendar.start(queued, self.max_batched_tokens)
+            (self._room or self._kv_room(calendar)).put(prompt_tokens, output_tokens, step)
+        return Placement(candidate[0], prompt_tokens, output_tokens, self.device, predicted_s, reason, candidate, step)
 
     def kv_left(self) -> float:
         """KV tokens free at the peak to come; at least so many, once jobs were put in this round."""

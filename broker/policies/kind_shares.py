@@ -36,6 +36,7 @@ class KindShares:
     _order: list[tuple[float, ClassKey]] = field(default_factory=list[tuple[float, ClassKey]])
     _absent: list[ClassKey] = field(default_factory=list[ClassKey])  # none of them waited lately
     _by_efficiency: tuple[list[ClassKey], list[ClassKey]] = field(default_factory=lambda: ([], []))
+    _possible: list[ClassKey] = field(default_factory=list[ClassKey])
     _spare_in: int = -1  # the round in which others' classes were looked at
     _spare_at: int = 0  # those before are gone
 
@@ -45,6 +46,7 @@ class KindShares:
         best_first = sorted(self.efficiency, key=lambda key: -self.efficiency[key])
         better = sum(value >= _SO_SO for value in self.efficiency.values())
         self._by_efficiency = best_first[:better], best_first[better:]
+        self._possible = [key for key in best_first if self.efficiency[key] > 0]
 
     def look_again(self) -> None:
         """Classes that were absent may wait again."""
@@ -53,16 +55,16 @@ class KindShares:
         self._absent.clear()
 
     def next_spare(self, waiting: Mapping[ClassKey, Jobs], gone: Container[ClassKey], turn: int) -> ClassKey | None:
-        """Of the classes that suit it well, the best that waits. In a round, what is gone does not come back."""
+        """Of the classes that it can do, the best that waits. In a round, what is gone does not come back."""
         if self._spare_in != turn:
             self._spare_in, self._spare_at = turn, 0
-        better = self._by_efficiency[0]
-        for i in range(self._spare_at, len(better)):
-            key = better[i]
+        possible = self._possible
+        for i in range(self._spare_at, len(possible)):
+            key = possible[i]
             if key in waiting and key not in gone:
                 self._spare_at = i
                 return key
-        self._spare_at = len(better)
+        self._spare_at = len(possible)
         return None
 
     def next_class(self, waiting: Mapping[ClassKey, Jobs], gone: Container[ClassKey]) -> ClassKey | None:
@@ -76,11 +78,15 @@ class KindShares:
     def _first_present(self, waiting: Mapping[ClassKey, Jobs], gone: Container[ClassKey]) -> ClassKey | None:
         order = self._order
         while order:
-            key = order[0][1]
-            if key in waiting and key not in gone:
+            rank, key = order[0]
+            present = self.served[key] / self.jobs[key]
+            if rank != present:  # it got jobs since it was filed
+                heapreplace(order, (present, key))
+            elif key in waiting and key not in gone:
                 return key
-            heappop(order)
-            self._absent.append(key)
+            else:
+                heappop(order)
+                self._absent.append(key)
         return None
 
     def most_efficient(self, waiting: Mapping[ClassKey, Jobs], allowed: Callable[[ClassKey], bool]) -> ClassKey | None:
@@ -96,14 +102,5 @@ class KindShares:
 
     def took(self, key: ClassKey) -> None:
         """The kind got a job of that class."""
-        served = self.served.get(key)
-        if served is None:
-            return
-        self.served[key] = served = served + 1
-        order = self._order
-        if order and order[0][1] == key:
-            heapreplace(order, (served / self.jobs[key], key))
-        elif key not in self._absent:
-            rank = served / self.jobs[key]
-            self._order = [(rank, key) if entry[1] == key else entry for entry in order]
-            heapify(self._order)
+        if key in self.served:
+            self.served[key] += 1

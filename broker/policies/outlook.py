@@ -45,11 +45,14 @@ def predicted_seconds(
     if kind is None:
         return 0.0
     p = kind.profile
-    running, queued = offer.outstanding + 1, 0
+    running, steps = offer.outstanding + 1, output_tokens - 1 if output_tokens > 1 else 0
     if running > p.seats:
-        running, queued = p.seats, running - p.seats
+        steps += running - p.seats
+        running = p.seats
     context = offer.outstanding_tokens + prompt_tokens + output_tokens / 2
-    step = p.decode_step_seconds(running, context if context < p.kv_tokens else p.kv_tokens)
-    steps = output_tokens - 1 if output_tokens > 1 else 0
-    prefills = 1 + running if others_follow else 1
-    return kind.slowdown * (prefills * p.prefill_seconds(prompt_tokens) + (queued + steps) * step)
+    if context > p.kv_tokens:
+        context = p.kv_tokens
+    # As ``Profile.prefill_seconds`` and ``decode_step_seconds`` say, without two calls for every job that is placed.
+    prefill = p.prefill_a + (p.prefill_b + p.prefill_c * prompt_tokens) * prompt_tokens
+    step = p.decode_d + p.decode_e * running + p.decode_f * context
+    return kind.slowdown * ((1 + running if others_follow else 1) * prefill + steps * step)

@@ -27,8 +27,8 @@ _INTERVAL_A_PAIR_S = 1e-3
 _MIX_MOVED = 0.1
 #: And where the end can be seen, when this share of what waited has gone.
 _GONE = 0.7
-#: Where the end is in sight, jobs go first whose steps are more than this share of those that their device has left.
-_URGENT = 0.9
+#: Where the end is in sight, and less time is left than so many jobs of a class take one after another, it goes first.
+_GENERATIONS = 1.5
 #: A device out of jobs of its own takes others' where it would be done within this share of the time that all need.
 _SPARE = 0.9
 #: A job that costs no more than this, in seconds of the cluster, costs nothing.
@@ -89,17 +89,14 @@ class Shares:
             return next((key for key in waiting if key not in gone), None), "unmodelled"
         if self._whole:
             best = self._urgent(shares, waiting, gone, now)
-        elif shares.dry_in == self._round:
-            best = None
-        else:
+            return (best, "share") if best is not None else (self._spare(offer, shares, waiting, gone, now), "spare")
+        if shares.dry_in != self._round:
             best = shares.next_class(waiting, gone)
-            if best is None:
-                shares.dry_in = self._round
-        if best is not None:
-            return best, "share"
-        if not self._whole:
-            best = shares.next_spare(waiting, gone, self._round)
-        return best or self._spare(offer, shares, waiting, gone, now), "spare"
+            if best is not None:
+                return best, "share"
+            shares.dry_in = self._round
+        best = shares.next_spare(waiting, gone, self._round)
+        return best if best is not None else self._spare(offer, shares, waiting, gone, now), "spare"
 
     def _spare(
         self,
@@ -130,14 +127,15 @@ class Shares:
         self, shares: KindShares, waiting: Mapping[ClassKey, Jobs], gone: Container[ClassKey], now: float
     ) -> ClassKey | None:
         """Of what is left of a device's share: first the longest of what will soon be too long, else as ever."""
-        urgent = _URGENT * shares.steps_left * (1 - min((now - self._solved_at) / max(self.seconds, 1e-9), 1.0))
-        best, least = None, float("inf")
+        left = shares.steps_left * (1 - min((now - self._solved_at) / max(self.seconds, 1e-9), 1.0))
+        best, least = None, (1, float("inf"))
         for key, jobs in shares.jobs.items():
             done = shares.served[key] / jobs
-            if done >= 1:
+            if done >= 1 or key not in waiting or key in gone:
                 continue
-            rank = -shares.steps[key] if shares.steps[key] > urgent else done
-            if rank < least and key in waiting and key not in gone:
+            steps = shares.steps[key]
+            rank = (0, -steps) if steps * _GENERATIONS > left else (1, done)
+            if rank < least:
                 best, least = key, rank
         return best
 

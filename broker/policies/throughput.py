@@ -14,7 +14,8 @@ from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import ClassVar
 
-from broker.policies.base import Candidate, Offer, Placement, Round
+from broker.policies.base import CachedPrefixes, Candidate, Offer, Placement, Round
+from broker.policies.kind_shares import KindShares
 from broker.policies.outlook import predicted_seconds
 from broker.policies.shares import Shares
 from broker.policies.soonest import place_soonest
@@ -28,6 +29,8 @@ _SAMPLE = 16
 _PREFIXES = 16
 #: Jobs that are looked at for one whose prefix no other device has.
 _LOOK_AHEAD = 8
+#: Jobs that a device takes in its turn, where far more wait than fit.
+_HANDFUL = 8
 
 
 class Throughput:
@@ -69,60 +72,68 @@ class _Pull:
     def __init__(self, shares: Shares, line: Line, turn: Round) -> None:
         self._shares = shares
         self._turn = turn
+        self._line = line
         self._jobs: dict[ClassKey, Iterator[Candidate]] = {}
         self._next: dict[ClassKey, Candidate] = {}
-        self._line = line
         self._gone: set[ClassKey] = set()
-        self._taken: set[str] = set()
+        self._taken: set[str] = set()  # those that were not the first of their class
+        self._prefixes = turn.prefixes if line.by_prefix else None
 
     def place(self, limit: int) -> list[Placement]:
         placed: list[Placement] = []
         open_offers = list(self._turn.open)
         limit = min(limit, len(self._line))
+        handful = 1 if self._turn.whole else _HANDFUL
         while open_offers and len(placed) < limit:
             still: list[Offer] = []
             for offer in open_offers:  # in turn: none takes all while another has none
-                placement = self._one(offer)
-                if placement is not None:
-                    placed.append(placement)
-                    if offer.slots_left > 0:
-                        still.append(offer)
+                if self._some(offer, placed, min(limit, len(placed) + handful)):
+                    still.append(offer)
                 if len(placed) >= limit:
                     break
             open_offers = still
         return placed
 
-    def _one(self, offer: Offer) -> Placement | None:
+    def _some(self, offer: Offer, placed: list[Placement], most: int) -> bool:
+        """A device takes jobs until so many are placed; returns whether it may take more."""
         shares = self._shares.of(offer)
+        while offer.slots_left > 0 and len(placed) < most:
+            placement = self._one(offer, shares)
+            if placement is None:
+                return False
+            placed.append(placement)
+        return offer.slots_left > 0
+
+    def _one(self, offer: Offer, shares: KindShares | None) -> Placement | None:
         gone: set[ClassKey] = self._gone
         while True:
             key, reason = self._shares.choose(offer, shares, self._line.by_class, gone, self._turn.now)
             if key is None:
                 return None
-            candidate, cached = self._pick(offer, key)
+            if self._prefixes is None:
+                candidate, cached = self._next.get(key) or self._first(key), 0
+            else:
+                candidate, cached = self._pick(self._prefixes, offer, key)
             if candidate is None:
                 continue  # gone now
-            if self._shares.suits(shares, candidate.prompt_tokens + candidate.output_tokens):
+            prompt_tokens, output_tokens = candidate[1], candidate[2]
+            if self._shares.suits(shares, prompt_tokens + output_tokens):
                 break
             gone = {*gone, key}  # its next job is longer than those that the plan was made for
         if not offer.fits(candidate):
             offer.blocked = True
             return None
         self._shares.took(offer, shares, key)
-        self._taken.add(candidate.job.job_id)
-        prompt_tokens = candidate.prompt_tokens - cached
-        seconds = predicted_seconds(offer, prompt_tokens, candidate.output_tokens, others_follow=True)
+        self._take(key, candidate)
+        seconds = predicted_seconds(offer, prompt_tokens - cached, output_tokens, others_follow=True)
         return offer.put(candidate, seconds, "prefix" if cached else reason)
 
-    def _pick(self, offer: Offer, key: ClassKey) -> tuple[Candidate | None, int]:
+    def _pick(self, prefixes: CachedPrefixes, offer: Offer, key: ClassKey) -> tuple[Candidate | None, int]:
         """A job of the class for this device, and how much of its prompt is cached there.
 
         First one whose prefix the device has, else the first in line; one whose prefix another device has is left to
         that for a while.
         """
-        prefixes = self._turn.prefixes
-        if prefixes is None or not self._line.by_prefix:
-            return self._first(key), 0
         for prefix in prefixes.held(offer.device, _PREFIXES):
             for candidate in self._line.by_prefix.get((key, prefix), {}).values():
                 if candidate.job.job_id not in self._taken:
@@ -144,6 +155,14 @@ class _Pull:
             candidate = next(jobs, None)
             if candidate is None:
                 self._gone.add(key)
+                self._next.pop(key, None)
                 return None
         self._next[key] = candidate
         return candidate
+
+    def _take(self, key: ClassKey, candidate: Candidate) -> None:
+        """It does not wait any more."""
+        if self._next.get(key) is candidate:
+            del self._next[key]
+        if self._prefixes is not None:
+            self._taken.add(candidate.job.job_id)
