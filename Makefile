@@ -15,7 +15,7 @@ QUESTIONS ?= examples/questions.jsonl
 DEMO := .tokenyard/demo
 BENCHMARKS ?= broker_path latency engine_overhead
 # Further ones that need no folder of data: minutes each.
-MORE_BENCHMARKS := chaos client_stream decision_cost gateway kill plan_search real_cluster recovery resize routers soak tenants
+MORE_BENCHMARKS := cancel chaos client_stream decision_cost gateway kill plan_search real_cluster recovery resize routers soak tenants
 BENCH_RESULTS := .tokenyard/bench
 
 help: ## this list

@@ -1,13 +1,15 @@
 """Jobs through a cluster of processes that are killed, stopped and resumed, over a Redis that is, too.
 
-Four workers with simulated engines (or, with ``--vllm``, two real ones), two schedulers, and clients by the command
-line, over a Redis with an append-only file. Faults of all kinds come at random times from a seed, on top of one
-another. Bad requests are mixed in. At the end the clients' files and Redis itself must show every job once.
+Two workers with simulated engines and two attached to OpenAI-compatible servers that fail (or, with ``--vllm``, two
+real ones), two schedulers, and clients by the command line, over a Redis with an append-only file. Faults of all kinds
+come at random times from a seed, on top of one another. Bad requests are mixed in, and some that kill the server they
+are sent to. At the end the clients' files and Redis itself must show every job once.
 
 Summary: ``lost`` jobs have no result, ``doubled`` ones more than one, ``stuck`` ones are still there; ``wrong`` ended
-otherwise than they should; ``given_up`` lost their worker too often and say so. Recovery: from the fault until its jobs
-had ended or were served elsewhere, or until jobs were dispatched and completed again. Throughput under faults over
-that before the first.
+otherwise than they should; ``given_up`` lost their worker, or got the engine's error, too often and say so. Recovery:
+from the fault until its jobs had ended or were served elsewhere, or until jobs were dispatched and completed again; of
+all faults, of those that were ``alone`` (nothing else was broken that the recovery goes through: Redis, a scheduler,
+the same target), and of those that overlapped. Throughput under faults over that before the first.
 """
 
 from __future__ import annotations

@@ -58,7 +58,7 @@ class BenchCluster:
 
     async def start_scheduler(self) -> Process:
         """Start the scheduler and wait until it leads."""
-        self.scheduler = await self._start("scheduler", "scheduler", "--pool", POOL)
+        self.scheduler = await self.start_process("scheduler", "scheduler", "--pool", POOL)
         await self.until(self._is_led, "the scheduler did not take the lease", 60)
         return self.scheduler
 
@@ -67,7 +67,7 @@ class BenchCluster:
         for number in range(count):
             name = f"worker-{number + 1}"
             words = ["worker", "--pool", POOL, "--model", self._model, "--name", name, *options]
-            self.workers.append(await self._start(name, *words))
+            self.workers.append(await self.start_process(name, *words))
         await self.until(self._are_ready, "the workers did not become ready", timeout_s)
 
     async def until(self, condition: Callable[[], Awaitable[bool]], otherwise: str, timeout_s: float) -> None:
@@ -110,7 +110,8 @@ class BenchCluster:
     def _children(self) -> list[Process]:
         return [*self.workers, *([self.scheduler] if self.scheduler else [])]
 
-    async def _start(self, name: str, *words: str) -> Process:
+    async def start_process(self, name: str, *words: str) -> Process:
+        """Start a ``tokenyard`` process of this cluster; it is the caller's to keep."""
         environment = {"TOKENYARD_REDIS_URL": self.redis_url, "TOKENYARD_POOL": POOL, "NO_COLOR": "1"}
         child = Process(name, words, log_dir=self._folder, environment=environment)
         await child.start()

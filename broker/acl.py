@@ -33,6 +33,7 @@ class Role(StrEnum):
     PLANNER = "planner"
     MONITOR = "monitor"
     GATEWAY = "gateway"
+    OPERATOR = "operator"
 
 
 class Grant(NamedTuple):
@@ -61,6 +62,18 @@ _ENDINGS = (
     Grant("exists hget hmget hset hincrby expire", "batch:*"),
     Grant("exists xlen xpending xrange xack xdel xadd", "device:*"),
 )
+#: How a job ends that somebody cancels: it leaves no dead letter.
+_ENDING_BY_HAND = (
+    Grant("del", "job:* body:*"),
+    Grant("hmget", "job:*"),
+    Grant("strlen", "body:*"),
+    Grant("decrby set", "held_bytes"),
+    Grant("xadd", "results:* events"),
+    Grant("expire", "results:* ended:*"),
+    Grant("hset", "ended:*"),
+    Grant("hmget hset hincrby expire", "batch:*"),
+    Grant("xack xdel", "device:*"),
+)
 #: What tells how the workers are.
 _WORKERS_SEEN = (Grant("zrange", "workers"), Grant("hgetall", "worker:*"))
 _POOLS_SEEN = (Grant("smembers", "/ty:pools"), Grant("hgetall", "/ty:models"))
@@ -75,7 +88,7 @@ _PLAN_SEEN = (Grant("hget hstrlen", "plan"), Grant("mget", "host:*"))
 _CLIENT = (
     *_POOLS_SEEN,
     *_WORKERS_SEEN,
-    Grant("set", "body:*"),
+    Grant("set exists", "body:*"),
     Grant("hset", "job:*"),
     Grant("xadd", "requests:high requests:normal requests:low events control:*"),
     Grant("exists persist expire del", "batch:* results:* ended:*"),
@@ -130,7 +143,7 @@ _SUPERVISOR = (
     *_LOAD_SEEN,
     *_PLAN_SEEN,
     Grant("hset expire", "starts"),
-    Grant("set get pexpire del", "turn"),
+    Grant("set get pttl pexpire del", "turn"),
     Grant("set", "host:*"),
 )
 #: Of arq, whose keys are no pool's; ``arq:*`` of one pool's planner has nothing that another's could not ask for.
@@ -167,6 +180,30 @@ _GATEWAY = (
     Grant("xadd", "requests:high:* requests:normal:* requests:low:*"),
     Grant("xread", "results:* tokens:*"),
 )
+#: For all tenants, too: looks, cancels, prioritizes, pauses and drains, grants shares, tries dead letters again.
+_OPERATOR = (
+    *_MONITOR,
+    # cancel: jobs end, or their batch does; and what runs of them is aborted
+    *_ENDING_BY_HAND,
+    Grant("xadd expire", "control:*"),
+    Grant("hset expire", "losers:*"),
+    Grant("zrem", "delayed"),
+    # prioritize
+    Grant("hget hset", "job:*"),
+    Grant("xadd xack xdel", "requests:high* requests:normal* requests:low*"),
+    # tenants, dead letters: read, dropped, or submitted once more
+    Grant("hset", "terms"),
+    Grant("hmget hexists hget del", "letter:*"),
+    Grant("zrem", "dead"),
+    Grant("set exists", "body:*"),
+    Grant("exists persist", "batch:* results:* ended:*"),
+    Grant("hexists", "ended:*"),
+    Grant("hget hsetnx", "batch:*"),
+    Grant("zadd", "batches windows"),
+    Grant("sadd", "tenants"),
+    Grant("xlen", "requests:returned"),
+    Grant("get incrby", "held_bytes"),
+)
 
 GRANTS: dict[Role, tuple[Grant, ...]] = {
     Role.CLIENT: _CLIENT,
@@ -176,12 +213,14 @@ GRANTS: dict[Role, tuple[Grant, ...]] = {
     Role.PLANNER: _PLANNER,
     Role.MONITOR: _MONITOR,
     Role.GATEWAY: _GATEWAY,
+    Role.OPERATOR: _OPERATOR,
 }
 #: And without a key, beyond ``_ALWAYS``.
 _EXTRA = {
     Role.PLANNER: "+multi +exec +unwatch +info +dbsize",  # arq's
     Role.MONITOR: "+info",
     Role.GATEWAY: "+info",
+    Role.OPERATOR: "+info",
 }
 
 

@@ -148,7 +148,7 @@ async def keep_trying(
     report: Callable[[str], None],
     *,
     first_s: float = 0.05,
-    longest_s: float = 2.0,
+    longest_s: float = 1.0,
 ) -> None:
     """Run ``step`` again and again while Redis comes and goes: full-jitter backoff, one report an outage.
 

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import random
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 
 from broker.cluster import Heartbeat
@@ -24,6 +24,7 @@ from broker.events import (
     WorkerChanged,
     parse_event,
 )
+from broker.job_record import batch_of
 from broker.jobs import WaitingJob
 from broker.keys import LEVELS
 from broker.placement import Placer
@@ -65,6 +66,7 @@ class Scheduler:
         self._store = TenantStore(
             redis, pool, owner, lease_ttl_s=settings.lease_ttl_s, result_ttl_s=settings.result_ttl_s
         )
+        self._silences = Silences(2 * LOOK_S)  # outlives terms, and outages of Redis
         self.pool = pool
         self.stats = SchedulerStats()
 
@@ -78,22 +80,41 @@ class Scheduler:
                     await self._store.release_lease()
 
     async def _serve(self) -> None:
+        self._silences.interrupt()
         while True:
-            while not await self._store.hold_lease():  # noqa: ASYNC110  the lease lives in Redis
+            while not await self._store.hold_lease():
+                await self._listen()
                 await asyncio.sleep(self._settings.lease_ttl_s / 3)
             log.info("pool %s: leading with epoch %d, policy %s", self.pool, self._store.epoch, self._settings.policy)
             try:
-                await _Leadership(self._store, self._settings, self._rng, self.stats).run()
+                await _Leadership(self._store, self._settings, self._rng, self.stats, self._silences).run()
             except LeaseLostError as e:
                 log.warning("%s; standing by", e)
+
+    async def _listen(self) -> None:
+        """Standing by, hear the workers: one that died before the leader did is known to be silent when we lead."""
+        beats = await self._store.heartbeats()
+        self._silences.look(asyncio.get_running_loop().time())
+        self._silences.keep_only(beats)
+        for name, beat in beats.items():
+            if beat is not None:
+                self._silences.of(name, beat.seen)
 
 
 class _Leadership:
     """One term as leader. All it knows is rebuilt from Redis when it starts."""
 
-    def __init__(self, store: TenantStore, settings: Settings, rng: random.Random, stats: SchedulerStats) -> None:
+    def __init__(
+        self,
+        store: TenantStore,
+        settings: Settings,
+        rng: random.Random,
+        stats: SchedulerStats,
+        silences: Silences,
+    ) -> None:
         self._store = store
         self._stats = stats
+        self._silences = silences
         self._settings = settings
         self._placer = Placer(make_policy(settings.policy), rng, settings.round_trip_s)
         self._placer.quarantine.max_attempts = settings.max_attempts
@@ -105,7 +126,6 @@ class _Leadership:
         self._tenants = TenantReader(
             store, self._placer, settings.window_jobs, self._take_up, lambda more: self._see("tenants", more=more)
         )
-        self._silences = Silences(2 * LOOK_S)
         self._unreadable: set[str] = set()
         self._more: set[str] = set()  # levels of which more waits than the window holds
         self._recent = MixTally()
@@ -260,6 +280,11 @@ class _Leadership:
         self._remember(batch_id, cancelled=True)
         await self._store.hasten(batch_id)
         await self._take_out(self._placer.of_batch(batch_id))
+        # What has not started ends now, not when its device has a free seat. (Its worker aborts what runs.)
+        devices = self._placer.cluster.devices
+        await self._recall(
+            {name: jobs for name, d in devices.items() if (jobs := [j for j in d.in_flight if batch_of(j) == batch_id])}
+        )
 
     async def _withdraw(self, ended: set[str]) -> None:
         """Jobs that ended while they waited here."""
@@ -372,12 +397,7 @@ class _Leadership:
         while True:
             await asyncio.sleep(_FINISH_S)
             decided = self._placer.finish_up(now())
-            if decided.recalls:
-                back = await self._store.recall(decided.recalls)
-                for worker, jobs in decided.recalls.items():
-                    mine = [job for job in jobs if job in back]
-                    self._recalled.setdefault(worker, set()).update(mine)
-                    self._placer.forget(worker, mine)
+            await self._recall(decided.recalls)
             if decided.copies:
                 made = await self._store.copy(
                     [
@@ -388,3 +408,13 @@ class _Leadership:
                 for copy in decided.copies:
                     if copy.job.job_id not in made:
                         self._placer.uncopy(copy.device, copy.job.job_id)
+
+    async def _recall(self, jobs: Mapping[str, Sequence[str]]) -> None:
+        """Take jobs back that their workers have not started; of a cancelled batch, they end."""
+        if not jobs:
+            return
+        back = await self._store.recall(jobs)
+        for worker, of_worker in jobs.items():
+            mine = [job for job in of_worker if job in back]
+            self._recalled.setdefault(worker, set()).update(mine)
+            self._placer.forget(worker, mine)

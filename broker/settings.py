@@ -40,6 +40,7 @@ class Settings(BaseSettings):
     dead_after_s: float = Field(5.0, gt=1, le=600, description="a worker silent for this long is declared dead")
     lease_ttl_s: float = Field(3.0, gt=0.5, le=60, description="a standby scheduler takes over after this long")
     result_ttl_s: int = Field(7 * 86400, gt=0, description="results are kept this long after their batch ended")
+    durable_replicas: int = Field(0, ge=0, le=100, description="replicas that must have what was submitted, too")
     max_attempts: int = Field(3, ge=1, le=100, description="a job that failed or lost its worker so often is given up")
     retry_first_s: float = Field(1.0, gt=0, le=600, description="a failed job is tried again after this, then doubled")
     max_backlog_jobs: int = Field(10_000_000, ge=0, description="most jobs that may wait in a pool; 0: no limit")

@@ -10,7 +10,8 @@ class Silences:
 
     Redis' clock stamps heartbeats. It may be set, so a silence is no difference of two of its times: it is how long the
     stamp has not changed, on the scheduler's own clock. Time in which the scheduler could not look does not count:
-    whatever held it up (a Redis that stood still, its own machine asleep) may have held up the workers, too.
+    whatever held it up (a Redis that stood still, its own machine asleep) may have held up the workers, too. What it
+    counted before stays: a worker that was silent already is not given all its time again.
 
     Args:
         longest_look_s: seconds from one look to the next that count at most.
@@ -27,6 +28,10 @@ class Silences:
         if self._looked is not None:
             self._counted += min(max(now - self._looked, 0.0), self._longest_look_s)
         self._looked = now
+
+    def interrupt(self) -> None:
+        """Redis was away: nobody could be heard from the last look to the next."""
+        self._looked = None
 
     def of(self, name: str, seen: float) -> float:
         """Seconds that a worker has been silent at this look; ``seen`` is the stamp of its last heartbeat."""

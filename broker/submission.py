@@ -35,6 +35,7 @@ class SubmitOptions:
     Attributes:
         durable: return only after the server said that the jobs are on disk; where it cannot say so, ``Submitted``
             has what is promised instead.
+        durable_replicas: and only after so many replicas of the server have them, too (with ``durable``).
         wait: where the backlog is full, or Redis' memory, wait until there is room; without, that is an error.
         max_backlog_jobs: most jobs that may wait in a pool, 0 for any number.
         max_backlog_bytes: most bytes of requests that a pool may hold, 0 for any number.
@@ -45,6 +46,7 @@ class SubmitOptions:
     """
 
     durable: bool = False
+    durable_replicas: int = 0
     wait: bool = True
     max_backlog_jobs: int = 0
     max_backlog_bytes: int = 0
@@ -67,6 +69,7 @@ class Submitted:
         known: jobs that were there before.
         refused: requests whose model nobody serves.
         on_disk: whether the server said that the jobs are on disk.
+        replicas: so many of its replicas have said that they have them, too.
         promise: where it was asked and cannot say so: one line on what is promised instead.
     """
 
@@ -74,6 +77,7 @@ class Submitted:
     known: int = 0
     refused: list[LineError] = field(default_factory=list[LineError])
     on_disk: bool = False
+    replicas: int = 0
     promise: str = ""
 
 
@@ -131,6 +135,7 @@ class Submitting:
             known=sum(count["known"] for count in counts),
             refused=refused,
             on_disk=self._options.durable and not promise,
+            replicas=self._options.durable_replicas if self._options.durable else 0,
             promise=promise,
         )
 
@@ -143,10 +148,10 @@ class Submitting:
 
     async def _make_sure(self) -> str:
         """All jobs are on disk; or the answer is what is promised instead."""
-        promise = ""
+        promise, replicas = "", self._options.durable_replicas
         for pool, count in self._counts.items():
             store = self._store_of(pool)
-            promise = await on_disk(self._redis, store.keys.fence) or promise
+            promise = await on_disk(self._redis, store.keys.fence, replicas) or promise
             if await store.total(self._batch_id) < count["accepted"]:
                 raise NotDurableError(
                     f"Redis lost jobs of batch {self._batch_id} while they were submitted (it came back with older"

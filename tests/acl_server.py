@@ -4,18 +4,30 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import shutil
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+import pytest
 import redis.exceptions as rex
+from cluster_fixtures import Cluster
 
 from broker.acl import Role, acl_line, user_of
+from broker.client import Client
 from broker.connection import connect
+from broker.keys import PoolKeys
+from broker.store.monitor import MonitorStore
+from tokenyard.embedded_server import find_binary
 
 PASSWORD = "right"  # of every user
+POOL = "p"
+K = PoolKeys(POOL)
+#: A batch of the default tenant that the test knows, and one of the tenant acme.
+MINE, ACMES = "batch_1", "acme:batch_2"
+J = f"{MINE}.x"
 
 
 @dataclass(slots=True)
@@ -76,3 +88,34 @@ async def _answers(redis: Any) -> None:
                 await redis.ping()
                 return
             await asyncio.sleep(0.02)
+
+
+def binary_of(name: str) -> Path:
+    """The embedded server's program, or that of the installed one; skips where there is none."""
+    if name == "valkey":
+        return find_binary()
+    found = shutil.which("redis-server")
+    if found is None:
+        pytest.skip("no redis-server on this machine")
+    return Path(found)
+
+
+class RoleCluster(Cluster):
+    """A cluster in which everyone connects as the user of its role; the test itself is the client."""
+
+    def __init__(self, server: AclServer, **settings: Any) -> None:
+        super().__init__(server.url_of(Role.CLIENT), POOL, **settings)
+        self._server = server
+        self.monitor = MonitorStore(server.connect(server.url_of(Role.MONITOR)), POOL)
+
+    def start(self, name: str, engine: Any) -> Any:
+        self.url = self._server.url_of(Role.WORKER)
+        return super().start(name, engine)
+
+    def schedule(self, owner: str = "first", **settings: Any) -> Any:
+        self.url = self._server.url_of(Role.SCHEDULER)
+        return super().schedule(owner, **settings)
+
+    async def register_model_as(self, role: Role) -> None:
+        """Make the pool known without a worker."""
+        await Client(self._server.connect(self._server.url_of(role)), 60).registry.add_pool(POOL, [self.model])

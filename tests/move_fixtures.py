@@ -7,12 +7,15 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from cluster_fixtures import CHAT, READY
+from msgspec import structs
 
 from broker.connection import connect
+from broker.dead_letters import DeadLetter
 from broker.jobs import Delivery, Outcome, Priority, Result, Submission, WaitingJob, job_id
 from broker.keys import LEVELS
 from broker.policies.base import Placement
-from broker.store.client import ClientStore
+from broker.store.client import Bounds, ClientStore
+from broker.store.dead import DeadLetterStore
 from broker.store.scheduler import SchedulerStore
 from broker.store.worker import WorkerStore
 
@@ -96,3 +99,35 @@ async def open_desk(url: str, pool: str) -> AsyncGenerator[Desk]:
     await desk.scheduler.prepare()
     yield desk
     await redis.aclose()
+
+
+def may_pass(delivery: Delivery, status_code: int = 500, retry_s: float = 1e-3) -> Outcome:
+    """A failure that may pass; the job is due again at once, or as good as never."""
+    return structs.replace(ended(delivery, status_code), retry_s=retry_s)
+
+
+async def let_pass(desk: Desk) -> None:
+    """All delays are over."""
+    for job in await desk.redis.zrange(desk.keys.delayed, 0, -1):
+        await desk.redis.zadd(desk.keys.delayed, {job: 1})
+    await desk.scheduler.move_due()
+
+
+async def letters(desk: Desk) -> dict[str, DeadLetter]:
+    """By custom_id."""
+    store = DeadLetterStore(desk.redis, desk.pool)
+    found = await store.letters(await store.ids())
+    return {letter.custom_id: letter for letter in found}
+
+
+async def held_bytes(desk: Desk) -> int:
+    return int(await desk.redis.get(desk.keys.held_bytes) or 0)
+
+
+async def submit_within(desk: Desk, *custom_ids: str, batch: str = "b", **bounds: Any) -> int:
+    jobs = [Submission(job_id(batch, c), c, CHAT, BODY, 7) for c in custom_ids]
+    return await desk.client.submit(batch, jobs, Priority.NORMAL, Bounds(**bounds))
+
+
+async def die(desk: Desk, worker: str = "w") -> None:
+    assert await desk.scheduler.declare_dead(worker, silent_s=0, max_attempts=3) >= 0

@@ -52,13 +52,23 @@ class Server:
     folder: Path
     words: tuple[str, ...]
     process: subprocess.Popen[bytes] | None = None
+    binary: str = ""  # empty: the installed redis-server
 
     def start(self) -> None:
         """Start it, and wait until it answers."""
         self.folder.mkdir(parents=True, exist_ok=True)
         with (self.folder / "log").open("ab") as log:
             self.process = subprocess.Popen(
-                [redis_server(), *self.words, "--port", str(self.port), "--dir", str(self.folder), "--bind", HOST],
+                [
+                    self.binary or redis_server(),
+                    *self.words,
+                    "--port",
+                    str(self.port),
+                    "--dir",
+                    str(self.folder),
+                    "--bind",
+                    HOST,
+                ],
                 stdout=log,
                 stderr=log,
             )
@@ -114,12 +124,14 @@ def running(servers: Sequence[Server]) -> Generator[Sequence[Server]]:
 
 
 @contextmanager
-def cluster_nodes(folder: Path, masters: int, *, replica_of_each: bool = False) -> Generator[list[Server]]:
+def cluster_nodes(
+    folder: Path, masters: int, *, replica_of_each: bool = False, binary: str = ""
+) -> Generator[list[Server]]:
     """A Redis Cluster whose masters share the slots, each with a replica if asked for: masters first."""
     count = masters * (1 + replica_of_each)
     words = ("--cluster-enabled", "yes", "--cluster-config-file", "nodes", "--cluster-node-timeout", str(_LATER_MS))
     words += ("--appendonly", "yes", "--save", "")
-    nodes = [Server(port, folder / str(port), words) for port in free_ports(count)]
+    nodes = [Server(port, folder / str(port), words, binary=binary) for port in free_ports(count)]
     with running(nodes):
         for number, node in enumerate(nodes[:masters]):
             first, last = number * _SLOTS // masters, (number + 1) * _SLOTS // masters - 1
@@ -148,6 +160,18 @@ def _is_whole(node: Server, count: int) -> bool:
         return False
     fields = {str(key): str(value) for key, value in answer.items()}
     return fields["cluster_state"] == "ok" and fields["cluster_known_nodes"] == str(count)
+
+
+@contextmanager
+def master_and_replica(folder: Path, binary: str = "") -> Generator[tuple[Server, Server]]:
+    """A master and its replica, in step."""
+    ports = free_ports(2)
+    kept = ("--appendonly", "yes", "--save", "", "--repl-diskless-sync-delay", "0")
+    master = Server(ports[0], folder / "master", kept, binary=binary)
+    replica = Server(ports[1], folder / "replica", (*kept, "--replicaof", HOST, str(ports[0])), binary=binary)
+    with running([master, replica]):
+        wait_for(lambda: replica.info("replication", "master_link_status") == "up", "the replica is in step")
+        yield master, replica
 
 
 @contextmanager

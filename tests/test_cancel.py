@@ -70,6 +70,17 @@ class TestCancel:
         engine.finish()
         exactly_once(await cluster.collect(other), 3)
 
+    async def test_what_has_not_started_ends_though_its_device_takes_nothing(self, cluster: Cluster) -> None:
+        await cluster.puppet("w", seats="4")
+        cluster.schedule()
+        batch = await cluster.submit(30)
+        await eventually(lambda: cluster.depth("w"), "some are in its device queue")
+        await cluster.client.cancel(batch)
+        results = await cluster.collect(batch)
+        assert len(results) == 30
+        assert {r.error_code for r in results} == {BATCH_CANCELLED}
+        assert await cluster.depth("w") == 0
+
     async def test_an_event_that_lies_cancels_nothing(self, cluster: Cluster, caplog: pytest.LogCaptureFixture) -> None:
         await cluster.register_model()
         cluster.schedule()

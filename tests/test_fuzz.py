@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from broker.cluster import Heartbeat, parse_heartbeat
+from broker.dead_letters import DeadLetter, parse_letter
 from broker.errors import TokenyardError, UsageError
 from broker.events import parse_event
 from broker.job_record import parse_job
@@ -29,6 +30,8 @@ from broker.result_record import parse_counts, parse_result
 from broker.settings import load_settings
 from broker.store.scheduler import parse_in_flight, parse_waiting_job
 from broker.tenant_names import id_of_tenant, tenant_of
+from broker.tenants import parse_all_terms
+from broker.token_news import parse_news
 from planner.inventory_reading import parse_inventory
 from planner.resizing import parse_note
 from tokenyard.inventory_file import read_inventory
@@ -70,6 +73,40 @@ RESULT = (
     *("job", "custom_id", "status_code", "body", "error_code", "error_message", "prompt_tokens", "output_tokens"),
     *("worker", "attempt", "submitted", "started", "dispatched", "predicted_s", "reason", "cached_tokens"),
 )
+
+
+json_values = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=10)
+    | st.sampled_from([10**400, "x" * 999]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
+    max_leaves=10,
+)
+
+
+def objects(*names: str) -> st.SearchStrategy[dict[str, Any]]:
+    return st.fixed_dictionaries({}, optional=dict.fromkeys(names, json_values))
+
+
+def as_json(value: Any) -> bytes:
+    return orjson.dumps(value, default=str, option=orjson.OPT_NON_STR_KEYS) if _fits(value) else repr(value).encode()
+
+
+def _fits(value: Any) -> bool:
+    try:
+        orjson.dumps(value)
+    except TypeError:
+        return False
+    return True
+
+
+SOUND_LETTER = {b"batch": b"b", b"custom_id": b"x", b"url": b"/v1/x", b"priority": b"low", b"submitted": b"1"} | {
+    b"died": b"2",
+    b"error_code": b"attempts_exhausted",
+}
 
 
 class TestRedis:
@@ -122,6 +159,19 @@ class TestRedis:
     def test_jobs(self, raw: dict[bytes, bytes]) -> None:
         parse_job("b.x", raw, 1)
 
+    @given(hashes(*DeadLetter.__struct_fields__, "history", "body"))
+    def test_dead_letters(self, raw: dict[bytes, bytes]) -> None:
+        letter = parse_letter("b.x", SOUND_LETTER | dict(list(raw.items())[:2]))
+        assert letter is None or letter.why
+        parse_letter("b.x", raw)
+
+    @given(st.dictionaries(values, values | st.lists(json_values).map(as_json) | json_values.map(as_json), max_size=3))
+    def test_terms_and_news(self, raw: dict[bytes, bytes]) -> None:
+        terms, problems = parse_all_terms(raw)
+        assert len(terms) + len(problems) == len(raw)
+        for text in raw.values():
+            assert all(news.number >= 0 for news in parse_news({b"news": text}))
+
     @given(st.sampled_from(ODD) | st.binary(max_size=200))
     def test_texts(self, raw: bytes) -> None:
         text = raw.decode(errors="replace")
@@ -132,34 +182,6 @@ class TestRedis:
         tenant_of(text)
         for read in (lambda: parse_plan(raw), lambda: ProfileRecord.from_json(raw), lambda: id_of_tenant(text, text)):
             raises_ours(read)
-
-
-json_values = st.recursive(
-    st.none()
-    | st.booleans()
-    | st.integers()
-    | st.floats()
-    | st.text(max_size=10)
-    | st.sampled_from([10**400, "x" * 999]),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
-    max_leaves=10,
-)
-
-
-def objects(*names: str) -> st.SearchStrategy[dict[str, Any]]:
-    return st.fixed_dictionaries({}, optional=dict.fromkeys(names, json_values))
-
-
-def as_json(value: Any) -> bytes:
-    return orjson.dumps(value, default=str, option=orjson.OPT_NON_STR_KEYS) if _fits(value) else repr(value).encode()
-
-
-def _fits(value: Any) -> bool:
-    try:
-        orjson.dumps(value)
-    except TypeError:
-        return False
-    return True
 
 
 plans = objects("version", "made", "workers", "tokens_per_s", "price_per_hour", "reason", "min_workers")
@@ -214,4 +236,5 @@ def test_the_corpus_reaches_errors_and_values() -> None:
     with pytest.raises(UsageError):
         parse_plan(b"{}")
     assert parse_heartbeat("w", SOUND_BEAT) is not None
+    assert parse_letter("b.x", SOUND_LETTER) is not None
     assert parse_waiting_job("normal", b"1-1", flat(SOUND_JOB)) is not None

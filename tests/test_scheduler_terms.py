@@ -7,7 +7,9 @@ from collections.abc import AsyncIterator
 import pytest
 from cluster_fixtures import READY, Cluster, ManualEngine, cluster_of, eventually, exactly_once, instant_engine
 
+import broker.scheduler as scheduler_module
 from broker.jobs import Priority
+from broker.silence import Silences
 
 
 @pytest.fixture
@@ -83,6 +85,30 @@ class TestTakeover:
                 exactly_once(await cluster.collect(await cluster.submit(3)), 3)
             assert await cluster.monitor.lease_owner() == "second"
             assert not leader.task.done()
+
+    async def test_a_standby_hears_the_workers_before_it_leads(
+        self, redis_url: str, pool: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A worker that fell silent before the leader died is not given all its time again."""
+        heard: list[float] = []
+
+        class Hearing(Silences):
+            def of(self, name: str, seen: float) -> float:
+                heard.append(super().of(name, seen))
+                return heard[-1]
+
+        monkeypatch.setattr(scheduler_module, "Silences", Hearing)
+        async with cluster_of(redis_url, pool, dead_after_s=600) as cluster:
+            await cluster.puppet("silent")
+            await cluster.write(cluster.keys.lease, owner="another", epoch=999)
+            await cluster.redis.pexpire(cluster.keys.lease, 600_000)
+            cluster.schedule("second", lease_ttl_s=0.6)
+            silent = await eventually(lambda: next((s for s in heard if s > 0), 0), "it counts while it stands by")
+            while_standing_by = len(heard)
+            await cluster.redis.delete(cluster.keys.lease)
+            await cluster.leading("second")
+            await eventually(lambda: len(heard) > while_standing_by and heard[-1] > silent, "it goes on counting")
+            assert heard == sorted(heard)
 
     async def test_a_leader_that_lost_its_lease_stands_by_and_comes_back(self, redis_url: str, pool: str) -> None:
         async with cluster_of(redis_url, pool, lease_ttl_s=0.6) as cluster:

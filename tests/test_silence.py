@@ -37,6 +37,18 @@ def test_time_without_a_look_counts_only_for_a_while() -> None:
     assert silences.of("w", 1.0) == LONGEST
 
 
+def test_an_outage_does_not_count_and_what_was_counted_before_stays() -> None:
+    silences = Silences(LONGEST)
+    for now in (0.0, 1.0, 2.0):
+        silences.look(now)
+        silences.of("w", 1.0)
+    silences.interrupt()
+    silences.look(60.0)
+    assert silences.of("w", 1.0) == 2
+    silences.look(61.0)
+    assert silences.of("w", 1.0) == 3
+
+
 def test_who_was_gone_begins_anew() -> None:
     silences = Silences(LONGEST)
     silences.look(0.0)

@@ -12,8 +12,9 @@ from typing import Any
 import orjson
 
 from broker.concurrency import cancel_all
-from broker.delivery import retry_s
+from broker.delivery import may_pass, retry_s
 from broker.jobs import ABORTED, BATCH_CANCELLED, BATCH_EXPIRED, REQUEST_TIMEOUT, Delivery, Outcome
+from workers.breaker import Breaker
 from workers.engines.base import (
     NO_LOAD,
     Engine,
@@ -62,6 +63,7 @@ class Executor:
         self._outcomes: list[Outcome] = []
         self.done = asyncio.Event()  # an outcome is there to be sent
         self.tokens = TokenFeed()
+        self.breaker = Breaker(retry_first_s)
         self.jobs_total = 0
         self._load = NO_LOAD
         self._changed = asyncio.Event()
@@ -196,9 +198,11 @@ class Executor:
             # Its words may hold the prompt, so they stay out of the log.
             log.error("job %s failed in the engine: %s", delivery.job_id, type(e).__name__)
             log.debug("job %s", delivery.job_id, exc_info=True)
+            self.breaker.answered(failed=True)
             return self._failed(delivery, 500, _error_body(e))
         finally:
             self._progress.end(entry, _now())
+        self.breaker.answered(failed=may_pass(response.status_code))
         return Outcome(
             delivery,
             response.status_code,

@@ -37,6 +37,7 @@ class Worker:
         self._stopping = asyncio.Event()
         self._give_up = asyncio.Event()
         self._sending = asyncio.Lock()
+        self._resting = False  # paused by ourselves
         membership.on_gone(self._drop_all)
 
     def stop(self, reason: str) -> None:
@@ -130,6 +131,7 @@ class Worker:
             keep(self._send),
             keep(self._tell_tokens),
             keep(self._follow_orders),
+            keep(self._rest),
             self._executor.until_engine_fails(),
         )
 
@@ -158,6 +160,8 @@ class Worker:
         """Jobs that can start now: free seats, and a few more that the engine starts in the very step one ends."""
         if self._stopping.is_set() or self._member.paused:
             return 0
+        if self._executor.breaker.trying:
+            return 1 - self._executor.running
         seats = self._member.capacity.seats
         return seats + max(1, seats // 16) - self._executor.running
 
@@ -199,16 +203,35 @@ class Worker:
                     case _:
                         log.warning("worker %s: order %.200r is none that it knows, skipped", self._store.worker, order)
 
+    async def _rest(self) -> None:
+        """While the engine fails whatever it is asked, take no more for a while: others may do better."""
+        while True:
+            await self._executor.until(lambda: self._executor.breaker.tripped)
+            seconds = self._executor.breaker.rest()
+            if self._stopping.is_set() or self._member.paused:
+                continue
+            log.error("the engine of worker %s fails whatever it is asked; resting", self._store.worker)
+            self._resting = True
+            self._member.pause(True)
+            try:
+                await self._store.hand_back(also_running=False, paused=True)
+                await asyncio.sleep(seconds)
+            finally:
+                if self._resting:  # no operator has paused it meanwhile
+                    self._resting = False
+                    self._resume()
+
     async def _pause(self) -> None:
         """Finish what runs, hand back the rest, take no more until told to."""
         if self._stopping.is_set():
             return
         log.info("paused by an operator's order, %d jobs are running", self._executor.running)
+        self._resting = False
         self._member.pause(True)
         await self._store.hand_back(also_running=False, paused=True)
 
     def _resume(self) -> None:
-        log.info("resumed by an operator's order")
+        log.info("taking jobs again")
         self._member.pause(False)
         self._executor.look_again()
 

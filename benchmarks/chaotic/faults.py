@@ -28,8 +28,16 @@ KINDS = {
     "Redis' disk full": 1,
     "Redis' clock forward": 1,
     "Redis' clock back": 1,
+    "engine answers 500": 1,
+    "engine overloaded (503)": 1,
+    "engine limits the rate (429)": 1,
+    "engine breaks connections off": 1,
+    "engine sends half an answer": 1,
+    "engine killed, restarted": 1,
 }
 CLOCK_KINDS = frozenset(kind for kind in KINDS if "clock" in kind)
+#: Of the servers that some workers are attached to.
+ENGINE_KINDS = frozenset(kind for kind in KINDS if kind.startswith("engine"))
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,18 +7,21 @@ import signal
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import redis.exceptions as rex
 
 from benchmarks.chaotic.clients import BatchClient
 from benchmarks.chaotic.faults import Fault, between, choose
+from benchmarks.chaotic.flaky_server import FlakyServer, Mood
 from benchmarks.chaotic.redis_process import RedisProcess
 from benchmarks.chaotic.service import Service
 from benchmarks.chaotic.site import Kept, Site
 
 _WAIT_S = 15.0
 _LOOK_S = 0.1
+#: A process that is started again is at work after so long (seconds).
+_START_S = 4.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,19 +33,41 @@ class Injected:
         target: what it struck.
         recovery_s: seconds from it until all was served again; None where there was nothing to see, or never.
         recovered: false where it never was.
+        recovered_at: when that was seen (seconds, monotonic).
+        lasts_s: seconds after that in which what was struck is still away or stopped.
     """
 
     fault: Fault
     target: str
     recovery_s: float | None
     recovered: bool = True
+    recovered_at: float = field(default_factory=time.monotonic)
+    lasts_s: float = 0.0
+
+    @property
+    def struck(self) -> float:
+        """When it came (seconds, monotonic)."""
+        return self.recovered_at - (self.recovery_s or 0.0)
+
+    @property
+    def over(self) -> float:
+        """When all that it struck was back (seconds, monotonic)."""
+        return self.recovered_at + self.lasts_s
 
 
 class Injector:
     """Breaks a site."""
 
-    def __init__(self, site: Site, redis: RedisProcess, service: Service, clients: Sequence[BatchClient]) -> None:
+    def __init__(
+        self,
+        site: Site,
+        redis: RedisProcess,
+        service: Service,
+        clients: Sequence[BatchClient],
+        servers: Sequence[FlakyServer] = (),
+    ) -> None:
         self._site = site
+        self._servers = servers
         self._redis = redis
         self._service = service
         self._clients = clients
@@ -62,12 +87,21 @@ class Injector:
             "Redis' disk full": self._fill_disk,
             "Redis' clock forward": self._clock_forward,
             "Redis' clock back": self._clock_back,
+            "engine answers 500": self._spoil(Mood.ERROR),
+            "engine overloaded (503)": self._spoil(Mood.OVERLOADED),
+            "engine limits the rate (429)": self._spoil(Mood.RATE_LIMITED),
+            "engine breaks connections off": self._spoil(Mood.RESET),
+            "engine sends half an answer": self._spoil(Mood.TRUNCATE),
+            "engine killed, restarted": self._spoil(Mood.GONE),
         }
         self._clock_s = 0.0
 
     async def inject(self, fault: Fault) -> Injected | None:
         """Carry a fault out and wait until it is overcome; None where there was nobody to strike."""
-        return await self._ways[fault.kind](fault)
+        injected = await self._ways[fault.kind](fault)
+        if injected is None:
+            return None
+        return replace(injected, lasts_s=max(injected.lasts_s, time.monotonic() - injected.recovered_at))
 
     # Workers
 
@@ -111,14 +145,33 @@ class Injector:
 
         return self._overcome(fault, worker.name, await self._service.seconds_until(left, began))
 
+    # Servers that workers are attached to
+
+    def _spoil(self, mood: Mood) -> Callable[[Fault], Awaitable[Injected | None]]:
+        async def spoil(fault: Fault) -> Injected | None:
+            number = self._servers.index(choose(fault, self._servers))
+            worker = self._site.workers[number - len(self._servers)]  # the last workers are attached
+            bound = await self._service.bound(worker.name)
+
+            async def fail() -> None:
+                async with self._servers[number].in_mood(mood):
+                    await asyncio.sleep(between(fault, 0.5, 4.0))
+
+            failing = asyncio.ensure_future(fail())
+            injected = await self._until_left(fault, worker, bound)
+            await failing
+            return injected
+
+        return spoil
+
     # Schedulers
 
     async def _kill_leader(self, fault: Fault) -> Injected | None:
         leader = await self._scheduler(fault, leading=True)
         if leader is None:
             return None
-        leader.kill(between(fault, 0.0, 6.0))
-        return await self._until_flows(fault, leader.name, time.monotonic())
+        leader.kill(away := between(fault, 0.0, 6.0))
+        return await self._until_back(away, self._until_flows(fault, leader.name, time.monotonic()))
 
     async def _stop_leader(self, fault: Fault) -> Injected | None:
         leader = await self._scheduler(fault, leading=True)
@@ -135,7 +188,13 @@ class Injector:
         if standby is None:
             return None
         standby.kill()
-        return await self._until_flows(fault, standby.name, time.monotonic())
+        return await self._until_back(standby.away_s, self._until_flows(fault, standby.name, time.monotonic()))
+
+    async def _until_back(self, away_s: float, overcoming: Awaitable[Injected]) -> Injected:
+        """The same, with the time until there are two schedulers again."""
+        began = time.monotonic()
+        injected = await overcoming
+        return replace(injected, lasts_s=max(began + away_s + _START_S - injected.recovered_at, 0.0))
 
     async def _scheduler(self, fault: Fault, *, leading: bool) -> Kept | None:
         """The scheduler that leads, or one that does not; the owner of the lease is named by its process id."""

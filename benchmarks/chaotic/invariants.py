@@ -19,6 +19,8 @@ from broker.keys import LEVELS, PoolKeys
 _PAGE = 1000
 #: Codes of errors by which a good job is given up, with its reason told: a dead letter.
 _GIVEN_UP = "attempts"
+#: Statuses from here on are the engine's failure in the last attempt.
+_ENGINE_FAILED = 500
 
 
 @dataclass(slots=True)
@@ -29,7 +31,8 @@ class Findings:
         lost: accepted jobs with neither a result nor an error.
         doubled: results over one a job.
         wrong: good jobs with an error that is none of being given up, bad jobs with a response.
-        given_up: good jobs that lost their worker too often: told as errors.
+        given_up: good jobs that lost their worker, or got an error of the engine's (5xx), too often: told as errors.
+        killers_given_up: jobs that kill an attached server, and were found out.
         stuck: jobs that are still there though every batch has ended, or batches that have not.
         says: what each of these is, some lines.
     """
@@ -38,6 +41,7 @@ class Findings:
     doubled: int = 0
     wrong: int = 0
     given_up: int = 0
+    killers_given_up: int = 0
     stuck: int = 0
     says: list[str] = field(default_factory=list[str])
 
@@ -65,30 +69,37 @@ def check_files(client: BatchClient, found: Findings) -> tuple[set[str], Counter
     if not client.done:
         found.stuck += batch.size - len(seen)
         found.says.append(f"{batch.name}: its client did not come to an end")
-    missing = {*batch.good, *batch.bad} - seen.keys() if client.done else set[str]()
+    missing = batch.all - seen.keys() if client.done else frozenset[str]()
     if missing:
         found.says.append(f"{batch.name}: in no file: {_some(missing)}")
     if again := seen - Counter(seen.keys()):
         found.says.append(f"{batch.name}: more than once in the files: {_some(again)}")
     _check_kinds(batch, responses, errors, found)
-    return missing, again
+    return set(missing), again
 
 
 def _check_kinds(
     batch: BatchFile, responses: Sequence[dict[str, Any]], errors: Sequence[dict[str, Any]], found: Findings
 ) -> None:
-    if bad := [line["custom_id"] for line in responses if line["custom_id"] not in batch.good]:
+    if bad := [line["custom_id"] for line in responses if line["custom_id"] not in batch.good | batch.killers]:
         found.wrong += len(bad)
         found.says.append(f"{batch.name}: bad jobs with a response: {_some(bad)}")
     for line in errors:
         if line["custom_id"] in batch.bad:
             continue
-        code = str((line.get("error") or {}).get("code", ""))
-        if _GIVEN_UP in code:
+        if line["custom_id"] in batch.killers:
+            found.killers_given_up += _is_given_up(line)
+        elif _is_given_up(line):
             found.given_up += 1
         else:
             found.wrong += 1
             found.says.append(f"{batch.name}: {line['custom_id']} failed: {orjson.dumps(line)[:200].decode()}")
+
+
+def _is_given_up(line: dict[str, Any]) -> bool:
+    """Whether an error says that all attempts were used up: the worker was lost, or the engine failed, in the last."""
+    status = int((line.get("response") or {}).get("status_code", 0))
+    return _GIVEN_UP in str((line.get("error") or {}).get("code", "")) or status >= _ENGINE_FAILED
 
 
 async def _check_results(service: Service, batch: BatchFile, found: Findings) -> tuple[set[str], Counter[str]]:
@@ -106,9 +117,9 @@ async def _check_results(service: Service, batch: BatchFile, found: Findings) ->
         after = f"({page[-1][0].decode()}"
     if again := jobs - Counter(jobs.keys()):
         found.says.append(f"{batch.name}: more than one result in Redis: {_some(again)}")
-    if missing := {*batch.good, *batch.bad} - jobs.keys():
+    if missing := batch.all - jobs.keys():
         found.says.append(f"{batch.name}: no result in Redis: {_some(missing)}")
-    return missing, again
+    return set(missing), again
 
 
 async def _check_left(service: Service, workers: Sequence[str], found: Findings) -> None:

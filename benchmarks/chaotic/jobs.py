@@ -20,9 +20,21 @@ _ONE_BAD_IN = 33
 #: What makes a request invalid to the engine, where it passes the reader of the file.
 _BAD: tuple[dict[str, Any], ...] = (
     {"max_tokens": CONTEXT_TOKENS + 1},
+    {"max_tokens": "many"},
+    {"max_tokens": -1},
+    {"max_tokens": 1.5},
+    {"min_tokens": CONTEXT_TOKENS + 1},
     {"n": 0},
+    {"n": 1000},
+    {"messages": []},
+    {"messages": [1]},
+    {"messages": [{"role": "user", "content": {"text": "x"}}]},
     {"messages": [{"role": "user", "content": "x " * (4 * CONTEXT_TOKENS)}]},
 )
+#: One job of so many makes an attached server break its connection off, as one that crashes on it. (To an engine within
+#: a worker it is like any other.)
+_ONE_KILLER_IN = 1000
+KILLS_THE_ENGINE = "this request kills the engine"
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,17 +46,24 @@ class BatchFile:
         path: its file.
         good: custom_ids that must have a response.
         bad: those that must have an error.
+        killers: those that kill an attached server: they have a response, or were given up.
     """
 
     name: str
     path: Path
     good: frozenset[str]
     bad: frozenset[str]
+    killers: frozenset[str] = frozenset()
+
+    @property
+    def all(self) -> frozenset[str]:
+        """All custom_ids."""
+        return self.good | self.bad | self.killers
 
     @property
     def size(self) -> int:
         """Jobs in it."""
-        return len(self.good) + len(self.bad)
+        return len(self.all)
 
 
 def write_batches(folder: Path, rng: Random, jobs: int, batches: int) -> list[BatchFile]:
@@ -56,14 +75,16 @@ def write_batches(folder: Path, rng: Random, jobs: int, batches: int) -> list[Ba
 def _write_batch(folder: Path, rng: Random, name: str, size: int) -> BatchFile:
     good: set[str] = set()
     bad: set[str] = set()
+    killers: set[str] = set()
     lines: list[bytes] = []
     for number in range(size):
         custom_id = f"{name}-{number}"
         spoiled = rng.randrange(_ONE_BAD_IN) == 0
-        (bad if spoiled else good).add(custom_id)
+        kills = not spoiled and rng.randrange(_ONE_KILLER_IN) == 0
+        (bad if spoiled else killers if kills else good).add(custom_id)
         body: dict[str, Any] = {
             "model": MODEL,
-            "messages": [{"role": "user", "content": f"{custom_id}?"}],
+            "messages": [{"role": "user", "content": f"{custom_id}: {KILLS_THE_ENGINE}" if kills else f"{custom_id}?"}],
             "max_tokens": rng.randint(*OUTPUT_TOKENS),
             "ignore_eos": True,
         }
@@ -72,4 +93,4 @@ def _write_batch(folder: Path, rng: Random, name: str, size: int) -> BatchFile:
         lines.append(orjson.dumps(request))
     path = folder / f"{name}.jsonl"
     path.write_bytes(b"\n".join(lines) + b"\n")
-    return BatchFile(name, path, frozenset(good), frozenset(bad))
+    return BatchFile(name, path, frozenset(good), frozenset(bad), frozenset(killers))

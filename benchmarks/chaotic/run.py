@@ -13,19 +13,30 @@ from pathlib import Path
 import redis.exceptions as rex
 
 from benchmarks.chaotic.clients import BatchClient, run_clients
-from benchmarks.chaotic.faults import CLOCK_KINDS, KINDS, Fault, draw
+from benchmarks.chaotic.faults import CLOCK_KINDS, ENGINE_KINDS, KINDS, Fault, draw
+from benchmarks.chaotic.flaky_server import FlakyServer
 from benchmarks.chaotic.injecting import Injected, Injector
 from benchmarks.chaotic.invariants import Findings, check
 from benchmarks.chaotic.jobs import MODEL, write_batches
 from benchmarks.chaotic.redis_process import RedisProcess, free_port
 from benchmarks.chaotic.service import Service
-from benchmarks.chaotic.site import POOL, Site, seats_for, simulated_engines, vllm_engines
+from benchmarks.chaotic.site import (
+    POOL,
+    Site,
+    attached_engines,
+    device_of,
+    seats_for,
+    simulated_engines,
+    vllm_engines,
+)
 from benchmarks.cluster import BenchmarkError
 from benchmarks.report import note, server_name
 from broker.concurrency import cancel_all
 from broker.store.client import Registry
 
-WORKERS = 4
+#: With an engine within them, and attached to a server.
+OWN_ENGINES, ATTACHED = 2, 2
+WORKERS = OWN_ENGINES + ATTACHED
 _JOBS_A_BATCH = 500
 _LEAST_BATCHES = 6
 #: So long all may take after the last fault, beside the time that the jobs take (seconds).
@@ -104,7 +115,13 @@ async def run_chaos(terms: Terms, folder: Path) -> Outcome:
         stack.push_async_callback(server.end)
         await server.start()
         await Registry(server.client).add_pool(POOL, [MODEL])
-        site = Site(folder, server.url, _engines(terms, folder, seconds + calm_s))
+        seats = seats_for(terms.jobs / (seconds + calm_s), WORKERS)
+        servers = [
+            await stack.enter_async_context(FlakyServer(device_of(seats))) for _ in range(0 if terms.vllm else ATTACHED)
+        ]
+        engines = vllm_engines() if terms.vllm else simulated_engines(folder, OWN_ENGINES, seats)
+        engines += attached_engines([one.url for one in servers], seats)
+        site = Site(folder, server.url, engines)
         stack.push_async_callback(site.end)
         clients = [BatchClient(site, batch) for batch in batches]
         names = [worker.name for worker in site.workers]
@@ -120,9 +137,11 @@ async def run_chaos(terms: Terms, folder: Path) -> Outcome:
         calm_from = time.monotonic()
         await asyncio.sleep(calm_s)
         chaos_from = time.monotonic()
-        kinds = [kind for kind in terms.kinds if server.clock_can_jump or kind not in CLOCK_KINDS]
-        faults = draw(rng, terms.faults, seconds, kinds)
-        injected = await _inject_all(Injector(site, server, service, clients), faults, chaos_from)
+        impossible = (frozenset() if server.clock_can_jump else CLOCK_KINDS) | (
+            frozenset() if servers else ENGINE_KINDS
+        )
+        faults = draw(rng, terms.faults, seconds, [kind for kind in terms.kinds if kind not in impossible])
+        injected = await _inject_all(Injector(site, server, service, clients, servers), faults, chaos_from)
         chaos_to = time.monotonic()
         await _patiently(working, terms, seconds)
         name = await server_name(server.client)
@@ -164,12 +183,6 @@ async def _measure(service: Service, clients: Sequence[BatchClient], meter: _Met
             ended = sum(int(n or 0) for answer in await pipe.execute() for n in answer)
             meter.samples.append((time.monotonic(), ended))
         await asyncio.sleep(0.5)
-
-
-def _engines(terms: Terms, folder: Path, seconds: float) -> list[list[str]]:
-    if terms.vllm:
-        return vllm_engines()
-    return simulated_engines(folder, WORKERS, seats_for(terms.jobs / seconds, WORKERS))
 
 
 async def _flows(service: Service, patience_s: float) -> None:

@@ -24,8 +24,8 @@ POOL = "chaos"
 STEP_S = 0.05
 
 
-#: It began while Redis was away or read its file: whatever runs it tries again.
-_TOO_EARLY = ("cannot reach Redis", "still loading")
+#: It began while Redis was away or read its file, or its server failed: whatever runs it tries again.
+_TOO_EARLY = ("cannot reach Redis", "still loading", "does not answer: start it", "answers /v1/models with status")
 
 
 class Kept:
@@ -149,12 +149,22 @@ class Site:
         return Kept(name, words, self.folder, self.environment)
 
 
+def device_of(seats: int) -> Profile:
+    """A simulated device."""
+    return Profile(0, 0, 0, STEP_S, 0, 0, kv_tokens=seats * CONTEXT_TOKENS, seats=seats)
+
+
 def simulated_engines(folder: Path, workers: int, seats: int) -> list[list[str]]:
     """Options of workers with simulated engines."""
     profile = folder / "profile.json"
-    device = Profile(0, 0, 0, STEP_S, 0, 0, kv_tokens=seats * CONTEXT_TOKENS, seats=seats)
-    profile.write_bytes(orjson.dumps(ProfileValues.of(device).model_dump()))
+    profile.write_bytes(orjson.dumps(ProfileValues.of(device_of(seats)).model_dump()))
     return [["--engine", "simulated", "--model", MODEL, "--profile", str(profile)]] * workers
+
+
+def attached_engines(urls: Sequence[str], seats: int) -> list[list[str]]:
+    """Options of workers that are attached to these servers."""
+    words = ["--engine", "openai", "--model", MODEL, "--seats", str(seats), "--kv-tokens", str(seats * CONTEXT_TOKENS)]
+    return [[*words, "--url", url] for url in urls]
 
 
 def vllm_engines() -> list[list[str]]:

@@ -20,6 +20,12 @@ def text(body: bytes) -> str:
     return body.decode("utf-8", "replace")
 
 
+def names(found: Sequence[bytes]) -> str:
+    """Names from Redis for a line of a log: the first of them, each cut to a bearable length."""
+    shown = [repr(name[:100].decode("utf-8", "replace")) for name in found[:20]]
+    return ", ".join(shown) + (f" and {len(found) - 20} more" if len(found) > 20 else "")
+
+
 #: What brings new work is refused where Redis' memory is full (``maxmemory``); what brings work to its end never is:
 #: that is what frees memory. (A script is refused as a whole, before its first write.)
 _NEEDS_MEMORY = frozenset({"submit", "write_plan"})

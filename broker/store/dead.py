@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,6 +12,8 @@ from broker import keys
 from broker.connection import RedisClient
 from broker.dead_letters import DeadLetter, parse_letter
 from broker.store.monitor import count_members
+
+log = logging.getLogger(__name__)
 
 #: All fields of a letter but its body.
 _FIELDS = (
@@ -67,6 +70,8 @@ class DeadLetterStore:
                 letter = _letter(job_id, values, has_body=has_body)
                 if letter is not None:
                     found.append(letter)
+                elif isinstance(values, Exception) or any(value is not None for value in values):
+                    log.warning("%.200r is no dead letter: skipped", self.keys.letter(job_id))
         return found
 
     async def body(self, job_id: str) -> bytes | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import NamedTuple
 
 from broker import keys
@@ -9,6 +10,8 @@ from broker.connection import RedisClient
 from broker.jobs import Result
 from broker.result_record import parse_result
 from broker.token_news import TokenNews, parse_news
+
+log = logging.getLogger(__name__)
 
 #: Entries read of each of the two streams in one call.
 _MOST_READ = 500
@@ -40,11 +43,20 @@ async def read_live(
     told = entries.get(tokens_key, [])
     # Where more tokens are there than were read, the results wait: their last tokens may be among them.
     ended = entries.get(results_key, []) if len(told) < _MOST_READ else []
+    news = [(entry, parse_news(fields)) for entry, fields in told]
+    read = [(entry, parse_result(entry, fields)) for entry, fields in ended]
+    _tell_of_bad(tokens_key, "news", [entry for entry, found in news if not found])
+    _tell_of_bad(results_key, "results", [entry for entry, found in read if found is None])
     return LiveNews(
         LivePosition(
             ended[-1][0].decode() if ended else after.results,
             told[-1][0].decode() if told else after.tokens,
         ),
-        [news for _, fields in told for news in parse_news(fields)],
-        [result for entry, fields in ended if (result := parse_result(entry, fields)) is not None],
+        [one for _, found in news for one in found],
+        [result for _, result in read if result is not None],
     )
+
+
+def _tell_of_bad(key: str, what: str, entries: list[bytes]) -> None:
+    if entries:
+        log.warning("%s: skipped entries that are no %s: %s", key, what, b" ".join(entries).decode())

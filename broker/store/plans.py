@@ -29,6 +29,8 @@ _NOTE_BYTES = 4096
 HOST_TTL_S = 30
 _LONGEST_START_S = 86_400.0
 _VERSION_CHARS = 20
+#: Values that cannot be read: so many are remembered, so as to tell of them once.
+_MOST_TOLD = 1000
 _MOST_VERSION = 2**52
 
 
@@ -54,6 +56,7 @@ class PlanStore:
         self.keys = PoolKeys(pool)
         self._write = scripts.load(redis, "write_plan")
         self._told: set[str] = set()  # keys of another kind that were told of
+        self._skipped: set[tuple[str, bytes]] = set()  # likewise, values that cannot be read
 
     async def token(self) -> str:
         """The stored plan's version as text: cheap to look at often."""
@@ -94,7 +97,9 @@ class PlanStore:
         least = max(int((now - within_s) * 1000), 0)
         call = self._redis.xrevrange(self.keys.recent, "+", str(least), count=RECENT_ENTRIES)
         entries = await self._look(call, self.keys.recent) or []
-        return parse_mix(_text(fields.get(b"ended"), 65_536) for _, fields in entries)
+        texts = {entry: _text(fields.get(b"ended"), 65_536) for entry, fields in entries}
+        self._tell_of_bad(self.keys.recent, [entry for entry, text in texts.items() if not parse_mix([text]).classes])
+        return parse_mix(texts.values())
 
     async def note_start(self, host: str, seconds: float) -> None:
         """Keep how long the last worker of this host took from its start until it was ready."""
@@ -104,14 +109,21 @@ class PlanStore:
     async def start_seconds(self) -> float | None:
         """The longest of the hosts' last starts; None where none is known."""
         found = await self._look(self._redis.hvals(self.keys.starts), self.keys.starts) or []
+        self._tell_of_bad(self.keys.starts, [text for text in found if _seconds(text) is None])
         return max((s for s in map(_seconds, found) if s is not None), default=None)
 
     async def note(self) -> bytes:
         """What the planner noted at its last look; empty where it did not, or too long ago."""
-        size = await self._look(self._redis.strlen(self.keys.looks), self.keys.looks) or 0
-        return (
-            (await self._look(self._redis.get(self.keys.looks), self.keys.looks) or b"") if size <= _NOTE_BYTES else b""
-        )
+        key = self.keys.looks
+        size = await self._look(self._redis.strlen(key), key) or 0
+        if size > _NOTE_BYTES:
+            self._tell_of_bad(key, [b"a note of %d bytes" % size])
+            return b""
+        text = await self._look(self._redis.get(key), key) or b""
+        if text and not _is_object(text):
+            self._tell_of_bad(key, [text])
+            return b""
+        return text
 
     async def keep_note(self, text: bytes) -> None:
         """Note something for the planner's next look."""
@@ -136,6 +148,9 @@ class PlanStore:
         if await self._redis.set(self.keys.turn, host, nx=True, px=int(ttl_s * 1000)):
             return True
         if _text(await self._look(self._redis.get(self.keys.turn), self.keys.turn), 256) != host:
+            if await self._redis.pttl(self.keys.turn) < 0:  # written by hand: no turn of ours is for ever
+                log.warning("%s never ends: it ends in %.0f s", self.keys.turn, ttl_s)
+                await self._redis.pexpire(self.keys.turn, int(ttl_s * 1000))
             return False
         await self._redis.pexpire(self.keys.turn, int(ttl_s * 1000))
         return True
@@ -144,6 +159,12 @@ class PlanStore:
         """Let another host have its turn."""
         if _text(await self._look(self._redis.get(self.keys.turn), self.keys.turn), 256) == host:
             await self._redis.delete(self.keys.turn)
+
+    def _tell_of_bad(self, key: str, values: Sequence[bytes]) -> None:
+        """Name what cannot be read, once: it is read again at every look."""
+        if new := [value for value in values if (key, value) not in self._skipped][: _MOST_TOLD - len(self._skipped)]:
+            log.warning("%s: skipped what cannot be read: %s", key, scripts.names(new))
+            self._skipped.update((key, value) for value in new)
 
     async def _hash_field(self, key: str, field: str) -> bytes | None:
         return await self._look(self._redis.hget(key, field), key)
@@ -165,6 +186,14 @@ class PlanStore:
 
 def _text(value: bytes | None, most: int = _VERSION_CHARS) -> str:
     return (value or b"")[:most].decode(errors="surrogateescape")
+
+
+def _is_object(text: bytes) -> bool:
+    """Whether a text is a JSON object."""
+    try:
+        return isinstance(msgspec.json.decode(text), dict)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return False
 
 
 def _seconds(value: bytes) -> float | None:

@@ -35,7 +35,7 @@ _ID_CHARS = 256
 _MOST_BYTES = 10**12
 _MOST_TOKENS = 10**9
 #: A lease that is not renewed for so many times its life has no owner, whatever Redis' clock says.
-_ABANDONED = 1.5
+_ABANDONED = 1.25
 #: Batches of the list that are looked at in one call.
 _TIDY_BATCHES = 100
 
@@ -250,9 +250,14 @@ class SchedulerStore(MonitorStore):
         Raises:
             LeaseLostError: another scheduler took over.
         """
-        moved = await self._scripts["due"](args=[self.keys.prefix, self.epoch, self._ttl, _DUE_JOBS])
-        self._check(moved)
-        return int(moved) == _DUE_JOBS
+        answer = await self._scripts["due"](args=[self.keys.prefix, self.epoch, self._ttl, _DUE_JOBS])
+        self._check(answer)
+        looked_at, foreign, gone = answer
+        if foreign:
+            log.warning("%s: removed what is no delayed job: %s", self.keys.delayed, scripts.names(foreign))
+        if gone:
+            log.info("%s: removed batches that are not there (any more): %s", self.keys.windows, scripts.names(gone))
+        return int(looked_at) == _DUE_JOBS
 
     async def hasten(self, batch_id: str) -> None:
         """Delayed jobs of a cancelled batch end with the next look at what is due.

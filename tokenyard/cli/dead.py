@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Annotated
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Annotated, Any, NamedTuple
 
 import msgspec
 import typer
@@ -25,6 +25,14 @@ All = Annotated[bool, typer.Option("--all", help="All there are.")]
 AsJson = Annotated[bool, typer.Option("--json", help="For machines: a line of JSON a letter.")]
 
 
+class _Wanted(NamedTuple):
+    """Which letters: of these jobs, or of this batch, or all."""
+
+    jobs: Sequence[str] = ()
+    batch: str | None = None
+    everything: bool = False
+
+
 def add_to(app: typer.Typer) -> None:
     """Add these commands."""
     group = typer.Typer(no_args_is_help=True, help="Jobs that failed for good: why, and once more.")
@@ -40,35 +48,33 @@ def list_letters(
 ) -> None:
     """List the dead letters of a pool, newest first."""
     settings = settings_of(redis_url=redis_url, pool=pool)
-    run(_list(settings, batch, as_json), settings)
 
+    async def listed(client: Client, pool: str, wanted: _Wanted) -> int:
+        letters = await _chosen(client, pool, wanted)
+        if as_json:
+            _print_json(letters)
+        elif letters:
+            out.print(letters_view(letters), soft_wrap=True, markup=False, highlight=False)
+        else:
+            _say(f"pool {pool} has no dead letters")
+        return 0
 
-async def _list(settings: Settings, batch: str | None, as_json: bool) -> None:
-    async with connect_client(redis_url_of(settings), settings.result_ttl_s) as client:
-        letters = await _chosen(client, settings.pool, [], batch, everything=True)
-    if as_json:
-        _print_json(letters)
-    elif letters:
-        out.print(letters_view(letters), soft_wrap=True, markup=False, highlight=False)
-    else:
-        _say(f"pool {settings.pool} has no dead letters")
+    _with_letters(listed, _Wanted([], batch, everything=True), settings)
 
 
 def show(job: Jobs = None, as_json: AsJson = False, pool: PoolName = None, redis_url: RedisUrl = None) -> None:
     """Show dead letters with every attempt: where, when, why, how long."""
-    settings = settings_of(redis_url=redis_url, pool=pool)
-    run(_show(settings, job or [], as_json), settings)
 
-
-async def _show(settings: Settings, jobs: list[str], as_json: bool) -> None:
-    async with connect_client(redis_url_of(settings), settings.result_ttl_s) as client:
-        letters = await _chosen(client, settings.pool, jobs, None, everything=False)
-    if as_json:
-        _print_json(letters)
-        return
-    for letter in letters:
-        for line in letter_lines(letter):
+    async def shown(client: Client, pool: str, wanted: _Wanted) -> int:
+        letters = await _chosen(client, pool, wanted)
+        if as_json:
+            _print_json(letters)
+            return 0
+        for line in [line for letter in letters for line in letter_lines(letter)]:
             typer.echo(line)
+        return 0
+
+    _with_letters(shown, _Wanted(job or []), settings_of(redis_url=redis_url, pool=pool))
 
 
 def retry(
@@ -79,14 +85,11 @@ def retry(
     redis_url: RedisUrl = None,
 ) -> None:
     """Queue the jobs again, in a new batch for each batch that they failed in. Prints the new batches' ids."""
-    settings = settings_of(redis_url=redis_url, pool=pool)
-    run(_retry(settings, job or [], batch, everything), settings)
+    _with_letters(_retry, _Wanted(job or [], batch, everything), settings_of(redis_url=redis_url, pool=pool))
 
 
-async def _retry(settings: Settings, jobs: list[str], batch: str | None, everything: bool) -> int:
-    async with connect_client(redis_url_of(settings), settings.result_ttl_s) as client:
-        letters = await _chosen(client, settings.pool, jobs, batch, everything=everything)
-        report = await retry_letters(client, settings.pool, letters)
+async def _retry(client: Client, pool: str, wanted: _Wanted) -> int:
+    report = await retry_letters(client, pool, await _chosen(client, pool, wanted))
     for old, (new, queued) in report.batches.items():
         _say(f"{counted(queued, 'job')} of batch {old} queued again; `tokenyard collect {new} -o FILE` writes them")
         typer.echo(new)
@@ -103,24 +106,32 @@ def drop(
     redis_url: RedisUrl = None,
 ) -> None:
     """Delete dead letters. The jobs' results stay with their batches."""
-    settings = settings_of(redis_url=redis_url, pool=pool)
-    run(_drop(settings, job or [], batch, everything), settings)
+    _with_letters(_drop, _Wanted(job or [], batch, everything), settings_of(redis_url=redis_url, pool=pool))
 
 
-async def _drop(settings: Settings, jobs: list[str], batch: str | None, everything: bool) -> None:
-    async with connect_client(redis_url_of(settings), settings.result_ttl_s) as client:
-        store = DeadLetterStore(client.redis, settings.pool)
-        if everything and not jobs and batch is None:
-            dropped = await store.drop(await store.ids())  # also those that cannot be read
-        else:
-            letters = await _chosen(client, settings.pool, jobs, batch, everything=everything)
-            dropped = await store.drop([letter.job_id for letter in letters])
+async def _drop(client: Client, pool: str, wanted: _Wanted) -> int:
+    store = DeadLetterStore(client.redis, pool)
+    if wanted.everything and not wanted.jobs and wanted.batch is None:
+        dropped = await store.drop(await store.ids())  # also those that cannot be read
+    else:
+        dropped = await store.drop([letter.job_id for letter in await _chosen(client, pool, wanted)])
     _say(f"{counted(dropped, 'dead letter')} dropped")
+    return 0
 
 
-async def _chosen(
-    client: Client, pool: str, jobs: Sequence[str], batch: str | None, *, everything: bool
-) -> list[DeadLetter]:
+def _with_letters(
+    do: Callable[[Client, str, _Wanted], Coroutine[Any, Any, int]], wanted: _Wanted, settings: Settings
+) -> None:
+    """Run what is done to letters, connected; its answer is the exit code."""
+
+    async def main() -> int:
+        async with connect_client(redis_url_of(settings), settings.result_ttl_s) as client:
+            return await do(client, settings.pool, wanted)
+
+    run(main(), settings)
+
+
+async def _chosen(client: Client, pool: str, wanted: _Wanted) -> list[DeadLetter]:
     """The letters that were asked for.
 
     Raises:
@@ -128,16 +139,16 @@ async def _chosen(
         UnknownLetterError: one of them is not there.
     """
     store = DeadLetterStore(client.redis, pool)
-    if jobs:
-        wanted = list(dict.fromkeys(job.removeprefix(ID_PREFIX) for job in jobs))
-        letters = await store.letters(wanted)
-        for missing in [job for job in wanted if job not in {letter.job_id for letter in letters}]:
+    if wanted.jobs:
+        ids = list(dict.fromkeys(job.removeprefix(ID_PREFIX) for job in wanted.jobs))
+        letters = await store.letters(ids)
+        for missing in [job for job in ids if job not in {letter.job_id for letter in letters}]:
             raise UnknownLetterError(f"pool {pool} has no dead letter of job {missing}: see `tokenyard dead list`")
         return letters
-    if batch is None and not everything:
+    if wanted.batch is None and not wanted.everything:
         raise UsageError("which? Give ids as `tokenyard dead list` shows them, --batch BATCH or --all")
     letters = await store.letters(await store.ids())
-    return [letter for letter in letters if batch in (None, letter.batch)]
+    return [letter for letter in letters if wanted.batch in (None, letter.batch)]
 
 
 def _print_json(letters: Sequence[DeadLetter]) -> None:

@@ -66,6 +66,7 @@ def submit(
     async def main() -> None:
         options = SubmitOptions(
             durable=durable,
+            durable_replicas=settings.durable_replicas,
             wait=wait,
             max_backlog_jobs=settings.max_backlog_jobs,
             max_backlog_bytes=settings.max_backlog_bytes,
@@ -124,6 +125,7 @@ def _tell(report: Submitted, refused: int, batch_id: str, as_json: bool) -> None
             "known": report.known,
             "refused": refused,
             "on_disk": report.on_disk,
+            "replicas": report.replicas,
         }
         typer.echo(orjson.dumps(fields))
     else:

@@ -144,6 +144,7 @@ class AsyncClient:
         settings = self._settings
         options = SubmitOptions(
             durable=self._durable,
+            durable_replicas=settings.durable_replicas,
             wait=self._wait,
             max_backlog_jobs=settings.max_backlog_jobs,
             max_backlog_bytes=settings.max_backlog_bytes,

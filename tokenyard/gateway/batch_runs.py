@@ -117,6 +117,7 @@ class BatchRuns:
         settings = self._settings
         options = SubmitOptions(
             durable=True,
+            durable_replicas=settings.durable_replicas,
             max_backlog_jobs=settings.max_backlog_jobs,
             max_backlog_bytes=settings.max_backlog_bytes,
             completion_window_s=max(batch.expires_at - batch.created_at, 1),
