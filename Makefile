@@ -43,9 +43,9 @@ test: setup ## run the tests
 test-slow: setup ## run the tests that take minutes
 	$(BIN)/python -m pytest -m slow
 
-test-ray: setup ## install Ray into .venv, run the tests on a Ray cluster of three local nodes
-	$(BIN)/uv pip install --quiet --python $(BIN)/python 'ray>=2.40'
-	$(BIN)/python -m pytest -m slow tests/test_ray_pool.py
+test-ray: setup ## install Ray into .venv, run the tests on a Ray cluster of three local nodes, and of Ray Data
+	$(BIN)/uv pip install --quiet --python $(BIN)/python 'ray[data]>=2.40,<3'
+	$(BIN)/python -m pytest -m slow tests/test_ray_pool.py tests/test_table_stages.py
 
 check: setup ## lint, format, types and import rules
 	$(BIN)/ruff check .

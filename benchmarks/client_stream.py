@@ -1,7 +1,8 @@
 """Two million prompts from a generator through the Python client, which is killed twice with ``kill -9`` on the way.
 
 Server, scheduler, simulated workers and client are processes of their own. The client is killed once while it submits
-and once while it reads, and started again with the same call each time.
+and once while it reads, and started again with the same call each time. With ``--map`` one client submits and reads at
+once, and nobody is killed.
 """
 
 from __future__ import annotations
@@ -28,13 +29,16 @@ _LOOK_S = 0.02
 
 
 async def main(options: argparse.Namespace) -> Report:
-    """Run the client three times; two of them are killed."""
+    """Run the client three times, of which two are killed; or once, where it maps."""
     jobs: int = options.jobs
     async with bench_cluster(MODEL, [MODEL]) as cluster:
         await cluster.start_scheduler()
         await cluster.start_workers(options.workers, INSTANT_ENGINE)
         run = _Runs(cluster, jobs)
-        rows = [await run.killed_while_submitting(), await run.killed_while_reading(), await run.to_the_end()]
+        if options.map:
+            rows = [await run.at_once()]
+        else:
+            rows = [await run.killed_while_submitting(), await run.killed_while_reading(), await run.to_the_end()]
         ran = await _jobs_ran(cluster)
         server = await server_name(cluster.client.redis)
     last = rows[-1]
@@ -44,10 +48,11 @@ async def main(options: argparse.Namespace) -> Report:
         "doubled": last["doubled"] + max(0, ran - jobs),
         "strange": last["strange"],
         "failed": last["failed"],
-        "known_again": last["known"],
+        "known_again": last["known"] or 0,
     }
     notes = [f"{ran:,} jobs ran on the workers for {jobs:,} prompts"]
-    return Report("Prompts from a generator through a client that is killed", rows, summary, server, notes)
+    title = "Prompts from a generator through " + ("one map" if options.map else "a client that is killed")
+    return Report(title, rows, summary, server, notes)
 
 
 class _Runs:
@@ -81,8 +86,15 @@ class _Runs:
         await client.wait()
         return _row("to the end", begun, found.pop("peak_bytes"), **submitted | found)
 
-    async def _start(self) -> Process:
-        words = ["-m", "benchmarks.streaming_client", self._cluster.redis_url, _BATCH, str(self._jobs)]
+    async def at_once(self) -> dict[str, Any]:
+        begun = time.monotonic()
+        client = await self._start("--map")
+        found = await _said(client)
+        await client.wait()
+        return _row("maps", begun, found.pop("peak_bytes"), **found)
+
+    async def _start(self, *options: str) -> Process:
+        words = ["-m", "benchmarks.streaming_client", self._cluster.redis_url, _BATCH, str(self._jobs), *options]
         root = Path(__file__).parent.parent
         return await asyncio.create_subprocess_exec(sys.executable, *words, cwd=root, stdout=PIPE)
 
@@ -139,5 +151,6 @@ if __name__ == "__main__":
     parser = options_parser("client_stream", __doc__ or "")
     parser.add_argument("--jobs", type=at_least(1000), default=2_000_000, help="prompts")
     parser.add_argument("--workers", type=at_least(1), default=2, help="simulated workers that take no time")
+    parser.add_argument("--map", action="store_true", help="one client, which submits and reads at once")
     chosen = parser.parse_args()
     run_benchmark(main(chosen), chosen)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import orjson
 
 from benchmarks.cluster import peak_memory_bytes
 from benchmarks.requests import MODEL
-from tokenyard.client import Client
+from tokenyard.client import BatchResult, Client
 from tokenyard.client.items import position_of
 
 
@@ -21,22 +21,31 @@ def main() -> None:
     parser.add_argument("url")
     parser.add_argument("batch")
     parser.add_argument("jobs", type=int)
+    parser.add_argument("--map", action="store_true", help="one call does both")
     options = parser.parse_args()
     with Client(options.url, model=MODEL) as client:
-        report = client.submit(_prompts(options.jobs), batch=options.batch, max_tokens=1)
-        _say({"accepted": report.accepted, "known": report.known})
-        seen = bytearray(options.jobs)
-        strange = doubled = failed = 0
-        for result in client.results(options.batch):
-            failed += not result.ok
-            position = position_of(result.custom_id)
-            if position is None or position >= options.jobs:
-                strange += 1
-            elif seen[position]:
-                doubled += 1
-            else:
-                seen[position] = 1
-    _say({"lost": seen.count(0), "doubled": doubled, "strange": strange, "failed": failed})
+        if options.map:
+            results = client.map(_prompts(options.jobs), batch=options.batch, max_tokens=1)
+        else:
+            report = client.submit(_prompts(options.jobs), batch=options.batch, max_tokens=1)
+            _say({"accepted": report.accepted, "known": report.known})
+            results = client.results(options.batch)
+        _say(_counted(results, options.jobs))
+
+
+def _counted(results: Iterable[BatchResult], jobs: int) -> dict[str, int]:
+    seen = bytearray(jobs)
+    strange = doubled = failed = 0
+    for result in results:
+        failed += not result.ok
+        position = position_of(result.custom_id)
+        if position is None or position >= jobs:
+            strange += 1
+        elif seen[position]:
+            doubled += 1
+        else:
+            seen[position] = 1
+    return {"lost": seen.count(0), "doubled": doubled, "strange": strange, "failed": failed}
 
 
 def _prompts(jobs: int) -> Iterator[str]:

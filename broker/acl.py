@@ -54,6 +54,7 @@ _ENDINGS = (
     Grant("strlen get", "body:*"),  # a dead letter has the body
     Grant("hset expire del", "letter:*"),
     Grant("zadd expire zremrangebyscore zcard zrange zremrangebyrank", "dead"),
+    Grant("hlen hexists hincrby", "given_up"),
     Grant("zadd", "delayed"),
     Grant("decrby set", "held_bytes"),
     Grant("xadd", "requests:returned results:* events"),
@@ -163,7 +164,7 @@ _MONITOR = (
     *_WORKERS_SEEN,
     *_LOAD_SEEN,
     *_PLAN_SEEN,
-    Grant("hgetall", "batch:* job:* lease profiles terms"),
+    Grant("hgetall", "batch:* job:* lease profiles terms given_up"),
     Grant("hget hmget", "lease worker:*"),
     Grant("exists", "batch:*"),
     Grant("zrange zrevrange zcard", "batches workers delayed dead"),

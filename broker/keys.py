@@ -19,6 +19,7 @@ The keys of one pool share a hash tag, so that a pool lives on one shard of a Re
 ``ty:{pool}:held_bytes``               for ever: one number
 ``ty:{pool}:dead``                     result TTL, from the last job that failed; bounded in length
 ``ty:{pool}:letter:ID``                result TTL, from the failure of its job
+``ty:{pool}:given_up``                 for ever: a number for each reason, a hundred of them at most
 ``ty:{pool}:fence``                    a minute after the last durable submission
 ``ty:{pool}:batches``                  for ever; a member goes when it is among the oldest and its batch expired
 ``ty:{pool}:device:WORKER``            the worker's lifetime; holds just the jobs bound to it
@@ -138,6 +139,11 @@ class PoolKeys:
         return f"{self.prefix}letter:{job_id}"
 
     @property
+    def given_up(self) -> str:
+        """Hash of how many jobs ever failed for good: why, in a word -> number."""
+        return f"{self.prefix}given_up"
+
+    @property
     def fence(self) -> str:
         """Written last by a durable submission: once it is on disk, all before it is."""
         return f"{self.prefix}fence"
@@ -185,7 +191,7 @@ class PoolKeys:
 
     @property
     def recent(self) -> str:
-        """Stream of the lengths of jobs that ended: an entry each few seconds, ``JOBS:PROMPT:OUTPUT`` a class."""
+        """Stream of the lengths of jobs that ended: an entry each few seconds (``broker.recent_mix``)."""
         return f"{self.prefix}recent"
 
     @property

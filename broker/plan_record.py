@@ -82,6 +82,8 @@ def _check_worker(worker: PlannedWorker) -> None:
     _need(all(0 <= index <= _MOST_INDEX for index in worker.devices), f"worker {name}: a device is no index")
     _need(1 <= worker.tensor_parallel <= _MOST_TENSOR_PARALLEL, f"worker {name}: its tensor_parallel is none")
     _need(_number(worker.tokens_per_s), f"worker {name}: its tokens_per_s is no rate")
+    priced = worker.price_per_hour is None or _number(worker.price_per_hour)
+    _need(priced, f"worker {name}: its price_per_hour is no price")
 
 
 def _check_together(workers: Iterable[PlannedWorker]) -> None:

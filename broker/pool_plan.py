@@ -20,6 +20,7 @@ class PlannedWorker(msgspec.Struct, frozen=True, forbid_unknown_fields=False):
         devices: indices of the machine's devices (GPUs) or of its cores that are its own.
         tensor_parallel: devices it runs over.
         tokens_per_s: prompt and output tokens a second that are expected of it on the planned mix (0: not known).
+        price_per_hour: its part of what its machine costs, by the tokens that are expected of it; None where not known.
     """
 
     name: str
@@ -29,6 +30,7 @@ class PlannedWorker(msgspec.Struct, frozen=True, forbid_unknown_fields=False):
     devices: tuple[int, ...] = ()
     tensor_parallel: int = 1
     tokens_per_s: float = 0.0
+    price_per_hour: float | None = None
 
 
 class PoolPlan(msgspec.Struct, frozen=True, forbid_unknown_fields=False):

@@ -12,6 +12,7 @@ from math import log2
 
 from broker.events import EndedTokens
 from broker.fluid import LengthClass
+from broker.throughput import work_of
 
 #: Most classes in one entry; there are hardly more than a hundred in any mix.
 _CLASSES = 1000
@@ -27,17 +28,20 @@ class MixClass:
         jobs: how many.
         prompt_tokens: prompt tokens of all together.
         output_tokens: output tokens of all together.
+        cached_tokens: prompt tokens of all together that were in a prefix cache.
     """
 
     jobs: int
     prompt_tokens: int
     output_tokens: int
+    cached_tokens: int = 0
 
     def __add__(self, other: MixClass) -> MixClass:
         return MixClass(
             self.jobs + other.jobs,
             self.prompt_tokens + other.prompt_tokens,
             self.output_tokens + other.output_tokens,
+            self.cached_tokens + other.cached_tokens,
         )
 
 
@@ -62,6 +66,18 @@ class RecentMix:
         """Mean prompt and output tokens of a job; 0 where there is none."""
         return self.tokens / self.jobs if self.jobs else 0.0
 
+    @property
+    def computed_tokens(self) -> int:
+        """Those of them that no prefix cache spared."""
+        return self.tokens - sum(c.cached_tokens for c in self.classes)
+
+    def computed_classes(self) -> list[LengthClass]:
+        """As ``length_classes``, without the work that prefix caches spared."""
+        means = [
+            (c.jobs, *(n / c.jobs for n in (c.prompt_tokens, c.output_tokens, c.cached_tokens))) for c in self.classes
+        ]
+        return [LengthClass(jobs, work_of(p, o, cached), round(p + o)) for jobs, p, o, cached in means]
+
     def length_classes(self) -> list[LengthClass]:
         """The classes as the linear program takes them."""
         return [
@@ -80,12 +96,19 @@ class MixTally:
         """Count jobs; those that failed have no tokens and tell nothing."""
         for job in ended:
             if job.prompt and job.output:
-                _add(self._classes, MixClass(1, job.prompt, job.output))
+                _add(self._classes, MixClass(1, job.prompt, job.output, min(job.cached, job.prompt - 1)))
+
+    def mix(self) -> RecentMix:
+        """What was counted since the last ``take``."""
+        return RecentMix(tuple(self._classes[key] for key in sorted(self._classes)))
 
     def take(self) -> str:
-        """What was counted since the last call, as text: ``JOBS:PROMPT:OUTPUT`` for each class; empty where nothing."""
+        """What was counted since the last call, as text; empty where nothing.
+
+        For each class ``JOBS:PROMPT:OUTPUT``, or ``JOBS:PROMPT:OUTPUT:CACHED``.
+        """
         classes, self._classes = self._classes, {}
-        return " ".join(f"{c.jobs}:{c.prompt_tokens}:{c.output_tokens}" for c in list(classes.values())[:_CLASSES])
+        return " ".join(map(_text, list(classes.values())[:_CLASSES]))
 
 
 def parse_mix(texts: Iterable[str]) -> RecentMix:
@@ -99,12 +122,18 @@ def parse_mix(texts: Iterable[str]) -> RecentMix:
     return RecentMix(tuple(classes[key] for key in sorted(classes)))
 
 
+def _text(c: MixClass) -> str:
+    cached = f":{c.cached_tokens}" if c.cached_tokens else ""
+    return f"{c.jobs}:{c.prompt_tokens}:{c.output_tokens}{cached}"
+
+
 def _parse(part: str) -> MixClass | None:
-    numbers = part.split(":")
-    if len(numbers) != 3 or not all(number.isascii() and number.isdigit() and len(number) < 14 for number in numbers):
+    texts = part.split(":")
+    if len(texts) not in (3, 4) or not all(text.isascii() and text.isdigit() and len(text) < 14 for text in texts):
         return None
-    jobs, prompt, output = map(int, numbers)
-    return MixClass(jobs, prompt, output) if 1 <= jobs <= min(prompt, output) and max(prompt, output) <= _MOST else None
+    jobs, prompt, output, cached = [*map(int, texts), 0][:4]
+    sound = 1 <= jobs <= min(prompt, output) and max(prompt, output) <= _MOST and cached < prompt
+    return MixClass(jobs, prompt, output, cached) if sound else None
 
 
 def _add(classes: dict[tuple[int, int], MixClass], new: MixClass) -> None:

@@ -34,6 +34,8 @@ class Settings(BaseSettings):
     state_dir: Path = Field(Path(".tokenyard"), description="data of the one-machine cluster")
     metrics_port: int = Field(0, ge=0, le=65535, description="a process serves its Prometheus metrics here; 0: not")
     metrics_host: str = Field("127.0.0.1", description="address that this port is listened on")
+    traces_endpoint: str = Field("", description="where `tokenyard traces` sends traces, OTLP over HTTP")
+    traces_share: float = Field(1.0, ge=0, le=1, description="share of the jobs that it traces")
     log_level: str = Field("INFO", description="DEBUG, INFO, WARNING or ERROR")
 
     heartbeat_interval_s: float = Field(0.5, gt=0, le=1, description="a worker's heartbeat is at most this old")

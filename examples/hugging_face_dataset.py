@@ -1,11 +1,10 @@
-"""Hugging Face datasets: a stage for `Dataset.map`. pip install 'tokenyard[datasets]'"""
+"""Hugging Face datasets: a column of prompts becomes a column of answers. pip install 'tokenyard[datasets]'"""
 
 # pyright: reportMissingImports=false
 
 from datasets import Dataset
 
-from tokenyard.integrations import ColumnStage
+from tokenyard.integrations import map_dataset
 
 dataset = Dataset.from_dict({"question": ["What is 2 + 2?", "What is 3 + 3?"]})
-stage = ColumnStage("question", batch="sums", max_tokens=8)
-print(dataset.map(stage, batched=True, batch_size=1000).to_list())
+print(map_dataset(dataset, "question", batch="sums", max_tokens=8).to_list())

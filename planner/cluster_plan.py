@@ -191,6 +191,7 @@ def _workers(
     """A machine's workers, the widest first, each with devices of its own that lie side by side."""
     free = {group.kind: 0 for group in planned.machine.groups}
     first_of = _first_devices(planned.machine)
+    price, expected = planned.machine.price_per_hour, sum(tokens_per_s[option] * n for option, n in planned.engines)
     workers: list[PlannedWorker] = []
     for option, count in sorted(planned.engines, key=lambda engine: -engine[0].units):
         for _ in range(count):
@@ -208,6 +209,7 @@ def _workers(
                     devices=devices,
                     tensor_parallel=1 if option.cpu else option.units,
                     tokens_per_s=tokens_per_s[option],
+                    price_per_hour=None if price is None or not expected else price * tokens_per_s[option] / expected,
                 )
             )
     return workers

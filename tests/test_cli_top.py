@@ -22,6 +22,7 @@ from cluster_fixtures import PATIENCE_S, Cluster, ManualEngine, cluster_of, even
 
 from broker.pool_plan import PlannedWorker, PoolPlan
 from broker.store.plans import PlanStore
+from tokenyard.cluster_snapshot import read_cluster
 from tokenyard.embedded_server import EmbeddedServer
 
 
@@ -122,6 +123,15 @@ async def test_it_shows_queues_shares_and_the_plan(cluster: Cluster) -> None:
     pool = next(pool for pool in status["pools"] if pool["name"] == cluster.settings.pool)
     assert (pool["workers"][0]["queue"], pool["plan"]["version"]) == (1, 1)
     await cluster.client.cancel(batch)
+
+
+async def test_devices_keep_their_rows(cluster: Cluster) -> None:
+    """Redis has them by their last heartbeat, which changes all the time."""
+    for name in ("b", "c", "a"):
+        await cluster.puppet(name)
+    snapshot = await read_cluster(cluster.client, [])
+    [pool] = [pool for pool in snapshot.pools if pool.name == cluster.settings.pool]
+    assert list(pool.workers) == ["a", "b", "c"]
 
 
 async def test_top_off_a_terminal_prints_once(cluster: Cluster) -> None:

@@ -51,6 +51,17 @@ def test_workers_get_devices_of_their_own(described: list[tuple[str, int, float]
     assert sum(worker.tokens_per_s for worker in found.workers) == pytest.approx(found.tokens_per_s)
 
 
+def test_workers_share_the_price_of_their_machine() -> None:
+    gib = 1 << 30
+    groups = (DeviceGroup("X1", 2, 12 * gib), DeviceGroup("Y1", 1, 12 * gib))
+    found = carried_out(plan_for(Machine("m", groups, price_per_hour=9.0), machine("free of a price")))
+    priced = {worker.host: worker.price_per_hour for worker in found.workers}
+    assert priced["free of a price"] is None
+    prices = [worker.price_per_hour for worker in found.workers if worker.host == "m"]
+    assert sum(price for price in prices if price is not None) == pytest.approx(9.0)
+    assert all(price is not None and price > 0 for price in prices)
+
+
 def test_gpus_of_two_kinds_are_counted_on_and_cores_apart() -> None:
     gib = 1 << 30
     groups = (DeviceGroup("X1", 2, 12 * gib), DeviceGroup("Y1", 2, 12 * gib), DeviceGroup("cpu", 4, 64 * gib))

@@ -3,61 +3,29 @@
 from __future__ import annotations
 
 import io
-import json
-from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
 
 import openai
 import pytest
-from cluster_fixtures import CHAT, Cluster, ManualEngine, eventually, instant_engine
-from gateway_fixtures import openai_of, scheduled_cluster, serving
+from cluster_fixtures import Cluster, ManualEngine, eventually, instant_engine
+from gateway_fixtures import (
+    client_fixture,
+    cluster_fixture,
+    in_status,
+    lines_of,
+    make_batch,
+    openai_of,
+    request_line,
+    serving,
+    upload,
+)
 from openai import AsyncOpenAI
 from openai.types import Batch
 
 from tokenyard.gateway.api_keys import ApiKeys, read_keys
 
-
-@pytest.fixture
-async def cluster(redis_url: str, pool: str) -> AsyncIterator[Cluster]:
-    async with scheduled_cluster(redis_url, pool) as running:
-        yield running
-
-
-@pytest.fixture
-async def client(cluster: Cluster, tmp_path: Path) -> AsyncIterator[AsyncOpenAI]:
-    async with serving(cluster, tmp_path) as url, openai_of(url) as client:
-        yield client
-
-
-def request_line(cluster: Cluster, custom_id: str, **changes: Any) -> str:
-    body = {"model": cluster.model, "messages": [{"role": "user", "content": "Hi."}], "max_tokens": 3}
-    line = {"custom_id": custom_id, "method": "POST", "url": CHAT, "body": body}
-    return json.dumps(line | changes)
-
-
-async def upload(client: AsyncOpenAI, *lines: str) -> str:
-    content = "\n".join(lines).encode()
-    return (await client.files.create(file=("in.jsonl", content), purpose="batch")).id
-
-
-async def make_batch(client: AsyncOpenAI, file_id: str, **changes: Any) -> Batch:
-    wanted: dict[str, Any] = {"endpoint": CHAT, "completion_window": "24h"} | changes
-    return await client.batches.create(input_file_id=file_id, **wanted)
-
-
-async def in_status(client: AsyncOpenAI, batch_id: str, *statuses: str) -> Batch:
-    async def look() -> Batch | None:
-        batch = await client.batches.retrieve(batch_id)
-        return batch if batch.status in statuses else None
-
-    return await eventually(look, f"the batch is {' or '.join(statuses)}")
-
-
-async def lines_of(client: AsyncOpenAI, file_id: str | None) -> list[dict[str, Any]]:
-    assert file_id is not None
-    text = (await client.files.content(file_id)).text
-    return [json.loads(line) for line in text.splitlines()]
+#: pytest finds them among the module's names.
+__all__ = ["client_fixture", "cluster_fixture"]
 
 
 class TestFiles:
@@ -100,8 +68,8 @@ class TestFiles:
 class TestBatches:
     async def test_a_batch_runs_to_its_end(self, cluster: Cluster, client: AsyncOpenAI) -> None:
         await cluster.join("w", instant_engine(cluster.model))
-        bad = request_line(cluster, "bad", body={"model": cluster.model, "messages": [], "max_tokens": 3})
-        file_id = await upload(client, *(request_line(cluster, f"r{n}") for n in range(30)), bad)
+        bad = request_line(cluster.model, "bad", body={"model": cluster.model, "messages": [], "max_tokens": 3})
+        file_id = await upload(client, *(request_line(cluster.model, f"r{n}") for n in range(30)), bad)
         made = await make_batch(client, file_id, metadata={"night": "1"})
         assert made.status == "validating"
         batch = await in_status(client, made.id, "completed")
@@ -122,7 +90,7 @@ class TestBatches:
     async def test_a_batch_is_cancelled(self, cluster: Cluster, client: AsyncOpenAI) -> None:
         engine = ManualEngine()
         await cluster.join("w", engine)
-        file_id = await upload(client, *(request_line(cluster, f"r{n}") for n in range(10)))
+        file_id = await upload(client, *(request_line(cluster.model, f"r{n}") for n in range(10)))
         made = await make_batch(client, file_id)
         await eventually(lambda: engine.running)
         assert (await client.batches.cancel(made.id)).status == "cancelling"
@@ -135,9 +103,11 @@ class TestBatches:
 
     async def test_a_file_with_a_bad_line_runs_nothing(self, cluster: Cluster, client: AsyncOpenAI) -> None:
         await cluster.register_model()
-        other = request_line(cluster, "c", url="/v1/embeddings", body={"model": cluster.model, "input": "x"})
-        unknown = request_line(cluster, "d", body={"model": "none", "messages": []})
-        file_id = await upload(client, request_line(cluster, "a"), "{", request_line(cluster, "a"), other, unknown)
+        other = request_line(cluster.model, "c", url="/v1/embeddings", body={"model": cluster.model, "input": "x"})
+        unknown = request_line(cluster.model, "d", body={"model": "none", "messages": []})
+        file_id = await upload(
+            client, request_line(cluster.model, "a"), "{", request_line(cluster.model, "a"), other, unknown
+        )
         batch = await in_status(client, (await make_batch(client, file_id)).id, "failed")
         assert batch.errors is not None and batch.errors.data is not None
         assert [(error.line, error.code) for error in batch.errors.data] == [
@@ -166,7 +136,7 @@ class TestBatches:
         engine = ManualEngine()
         await cluster.join("w", engine)
         async with serving(cluster, tmp_path) as url, openai_of(url) as client:
-            file_id = await upload(client, *(request_line(cluster, f"r{n}") for n in range(6)))
+            file_id = await upload(client, *(request_line(cluster.model, f"r{n}") for n in range(6)))
             made = await make_batch(client, file_id)
             await eventually(lambda: engine.running)
             engine.finish()
@@ -194,7 +164,7 @@ class TestKeys:
             openai_of(url, "beta-key-0123456789") as beta,
             openai_of(url, "nobody-s-key-01234") as nobody,
         ):
-            file_id = await upload(acme, request_line(cluster, "r"))
+            file_id = await upload(acme, request_line(cluster.model, "r"))
             made = await make_batch(acme, file_id)
             batch = await in_status(acme, made.id, "completed")
             assert (await lines_of(acme, batch.output_file_id))[0]["response"]["request_id"].startswith("acme:")

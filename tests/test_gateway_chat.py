@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import openai
 import pytest
 from cluster_fixtures import Cluster, ManualEngine, eventually, instant_engine
-from gateway_fixtures import openai_of, scheduled_cluster, serving
+from gateway_fixtures import client_fixture, cluster_fixture, openai_of, serving
 from openai import AsyncOpenAI
 
 from broker.throughput import Profile
@@ -24,16 +23,8 @@ def steady_engine(model: str) -> SimulatedEngine:
     return SimulatedEngine(SimulatedOptions(profile=STEADY, models=(model,)))
 
 
-@pytest.fixture
-async def cluster(redis_url: str, pool: str) -> AsyncIterator[Cluster]:
-    async with scheduled_cluster(redis_url, pool) as running:
-        yield running
-
-
-@pytest.fixture
-async def client(cluster: Cluster, tmp_path: Path) -> AsyncIterator[AsyncOpenAI]:
-    async with serving(cluster, tmp_path) as url, openai_of(url) as client:
-        yield client
+#: pytest finds them among the module's names.
+__all__ = ["client_fixture", "cluster_fixture"]
 
 
 class TestWaiting:
@@ -53,11 +44,6 @@ class TestWaiting:
         ]
         answers = await asyncio.gather(*asked)
         assert [a.usage.completion_tokens for a in answers if a.usage] == list(range(1, 41))
-
-    async def test_embeddings(self, cluster: Cluster, client: AsyncOpenAI) -> None:
-        await cluster.join("w", instant_engine(cluster.model))
-        answer = await client.embeddings.create(model=cluster.model, input=["a", "bb"])
-        assert [len(row.embedding) for row in answer.data] == [16, 16]
 
     async def test_models(self, cluster: Cluster, client: AsyncOpenAI) -> None:
         await cluster.register_model()

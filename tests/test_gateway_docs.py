@@ -65,4 +65,4 @@ def test_the_keys_can_be_read(tmp_path: Path) -> None:
     [keys] = [code for language, code in BLOCKS if not language]
     path = tmp_path / "keys"
     path.write_text(keys)
-    assert len(read_keys(path)) == 2
+    assert len(read_keys(path)) == 3

@@ -6,6 +6,7 @@ import json
 import re
 import socket
 from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,8 +19,10 @@ from gateway_fixtures import serving
 from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
-from broker.pool_plan import PoolPlan
+from broker.pool_plan import PlannedWorker, PoolPlan
+from broker.store.dead import DeadLetterStore
 from broker.store.plans import PlanStore
+from broker.throughput import Profile
 
 MONITORING = ROOT / "monitoring"
 _NAME = re.compile(r"tokenyard_[a-z_]+")
@@ -90,15 +93,22 @@ async def page_of(url: str) -> str:
 
 async def test_every_expression_finds_its_metrics(cluster: Cluster, redis_url: str, tmp_path: Path) -> None:
     engine = ManualEngine(seats=2)
+    engine.capacity = replace(engine.capacity, profile=Profile(0.01, 1e-4, 0.0, 0.01, 1e-4, 0.0, 1_000_000, 2))
     await cluster.join("w", engine)
     plans = PlanStore(cluster.redis, cluster.settings.pool)
-    assert await plans.write(PoolPlan(1, 0.0, (), price_per_hour=3.5), await plans.read())
+    planned = (PlannedWorker("w", "host", price_per_hour=2.5),)
+    assert await plans.write(PoolPlan(1, 0.0, planned, price_per_hour=3.5), await plans.read())
     port = free_port()
     scheduler = await start(redis_url, "scheduler", "--pool", cluster.settings.pool, "--metrics-port", str(port))
     batch = await cluster.submit(12)
     await eventually(lambda: len(engine.running) >= 2)
     engine.finish(1)
     await eventually(lambda: cluster.done(batch, 1))
+    await eventually(lambda: engine.running)
+    engine.finish(1, status_code=400)
+    letters = DeadLetterStore(cluster.redis, cluster.settings.pool)
+    await eventually(letters.count)
+    await cluster.redis.xadd(cluster.keys.recent, {"ended": "10:1000:100"})  # as the scheduler does every few seconds
     async with serving(cluster, tmp_path) as url:
         pool = {"pool": cluster.settings.pool}
 
@@ -106,13 +116,18 @@ async def test_every_expression_finds_its_metrics(cluster: Cluster, redis_url: s
             """Every job that has not ended waits or is bound; while one is being moved, neither may show it."""
             found = families(await page_of(url.removesuffix("/v1") + "/metrics"))
             bound = value(found, "tokenyard_worker_bound_jobs", **pool, worker="w")
-            return found if value(found, "tokenyard_queue_jobs", **pool, level="normal") + bound == 11 else None
+            return found if value(found, "tokenyard_queue_jobs", **pool, level="normal") + bound == 10 else None
 
         queue = await eventually(settled)
         assert value(queue, "tokenyard_scheduler_leads", **pool) == 1
         assert value(queue, "tokenyard_ready_workers", **pool) == 1
         assert value(queue, "tokenyard_worker_seats", **pool, worker="w") == 2
         assert value(queue, "tokenyard_plan_price_per_hour", **pool) == 3.5
+        assert value(queue, "tokenyard_worker_price_per_hour", **pool, worker="w") == 2.5
+        assert value(queue, "tokenyard_given_up_jobs_total", **pool, reason="status_400") == 1
+        bound = value(queue, "tokenyard_bound_tokens_per_second", **pool)
+        assert bound > 0
+        assert value(queue, "tokenyard_bound_share_ratio", **pool) >= 0
         assert value(queue, "tokenyard_queue_oldest_seconds", **pool, level="normal") >= 0
 
     async def scheduled() -> dict[str, Metric] | None:
@@ -144,6 +159,44 @@ def test_each_metric_is_shown_somewhere() -> None:
     measured = set(re.findall(r'"(tokenyard_[a-z_]+)"', text))
     unseen = {name for name in measured if not any(look.startswith(name) for look in shown)}
     assert unseen == set()
+
+
+def test_each_metric_is_described() -> None:
+    """The handbook's table names the metrics of the dashboard and the alerts, and no others."""
+    table = (ROOT / "docs" / "monitoring.md").read_text().partition("## Metrics")[2].partition("\n\nWhat a pool")[0]
+    described = set(_NAME.findall(table))
+    shown = {name for _, expression in EXPRESSIONS for name in _NAME.findall(expression)}
+    assert {name.removesuffix("_bucket") for name in shown} == described
+
+
+async def test_reasons_that_were_written_by_hand(cluster: Cluster) -> None:
+    letters = DeadLetterStore(cluster.redis, cluster.settings.pool)
+    assert await letters.given_up() == {}
+    await cluster.redis.set(cluster.keys.given_up, "no hash")
+    assert await letters.given_up() == {}
+    await cluster.redis.delete(cluster.keys.given_up)
+    forged: dict[str, str | int] = {"a b": 1, "x" * 65: 1, "minus": -1, "words": "many", "sound": 3}
+    await cluster.write(cluster.keys.given_up, **forged)
+    assert await letters.given_up() == {"sound": 3}
+    await cluster.write(cluster.keys.given_up, **{f"reason-{n:04}": 1 for n in range(500)})
+    assert len(await letters.given_up()) == 101
+
+
+async def test_reasons_are_counted_whatever_somebody_wrote_there(cluster: Cluster) -> None:
+    engine = ManualEngine()
+    await cluster.join("w", engine)
+    cluster.schedule()
+    letters = DeadLetterStore(cluster.redis, cluster.settings.pool)
+    await cluster.redis.set(cluster.keys.given_up, "no hash")
+    for forged in ("no hash", "full"):
+        batch = await cluster.submit(1)
+        await eventually(lambda: engine.running)
+        engine.finish(status_code=400)
+        assert [result.status_code for result in await cluster.collect(batch)] == [400]
+        if forged == "no hash":
+            await cluster.redis.delete(cluster.keys.given_up)
+            await cluster.write(cluster.keys.given_up, **{f"z{n}": 1 for n in range(100)})
+    assert (await letters.given_up())["other"] == 1
 
 
 async def test_a_port_that_is_taken_stops_nobody(cluster: Cluster, redis_url: str) -> None:

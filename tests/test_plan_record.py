@@ -58,6 +58,7 @@ def test_fields_of_a_later_version_are_passed_over() -> None:
         (changed(version=2**60), "version"),
         (changed(made=-1.0), "made"),
         (changed(tokens_per_s=-1.0), "tokens_per_s"),
+        (with_worker(price_per_hour=-1.0), "worker gpu-0: its price_per_hour"),
         (changed(price_per_hour=-0.5), "price"),
         (changed(reason="two\nlines"), "reason"),
         (changed(min_workers=-1), "min_workers"),

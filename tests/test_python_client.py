@@ -19,7 +19,7 @@ from tokenyard import AsyncClient, Client
 from tokenyard.client import BatchResult, RequestError
 from tokenyard.client.batch_result import RequestFailedError
 from tokenyard.client.input_order import InputOrder, Place
-from tokenyard.client.items import RequestMaker, made_id, position_of
+from tokenyard.client.items import RequestMaker, made_id, only_model, position_of
 
 
 @pytest.fixture
@@ -89,6 +89,13 @@ class TestItems:
     def test_what_is_no_request_is_named(self, item: Any, said: str) -> None:
         with pytest.raises(RequestError, match=said):
             RequestMaker("m").request(3, item)
+
+    def test_a_request_without_a_model(self) -> None:
+        assert only_model({"b": "pool", "a": "pool"}) == "a"
+        assert only_model({"a": "pool", "b": "other"}) == only_model({}) == ""
+        for item in ("x", {"prompt": "x"}, {"custom_id": "q", "url": "/v1/completions", "body": {"prompt": "x"}}):
+            with pytest.raises(RequestError, match="item 3 names no model, and not just one is served: give model="):
+                RequestMaker("").request(3, item)
 
     def test_a_made_id_changes_with_place_and_content_and_nothing_else(self) -> None:
         maker = RequestMaker("m")
@@ -373,6 +380,65 @@ class TestSync:
             with pytest.raises(UsageError, match="the client is closed"):
                 client.status(key)
             client.close()
+
+        await asyncio.to_thread(work)
+
+    async def test_a_map_hands_out_results_while_its_input_goes_on(self, cluster: Cluster) -> None:
+        """The input ends only because a result was handed out; and what comes is neither lost nor out of order."""
+        await serve(cluster)
+        seen: list[int | None] = []
+        taken = 0
+
+        def prompts() -> Iterator[str]:
+            nonlocal taken
+            while not seen and taken < 200_000:
+                yield f"prompt {taken}"
+                taken += 1
+            for _ in range(300):
+                yield f"prompt {taken}"
+                taken += 1
+
+        def work() -> None:
+            with Client(cluster.url, model=cluster.model, durable=False) as client:
+                results = client.map(prompts())
+                seen.append(position_of(next(results).custom_id))
+                seen.extend(position_of(result.custom_id) for result in results)
+
+        await asyncio.to_thread(work)
+        assert taken < 200_000
+        assert seen == list(range(taken))
+
+    async def test_a_map_of_a_key_that_was_there_reads_when_all_is_submitted(self, cluster: Cluster) -> None:
+        await serve(cluster)
+        key = f"step-{cluster.settings.pool}"
+        prompts = [f"prompt {number}" for number in range(600)]
+
+        def work() -> None:
+            with Client(cluster.url, model=cluster.model, durable=False) as client:
+                first = list(client.map(prompts[:300], batch=key))
+                grown = list(client.map(prompts, batch=key, order="completion"))
+                assert {r.custom_id for r in first} < {r.custom_id for r in grown}
+                assert len({r.custom_id for r in grown}) == len(grown) == client.status(key).total == 600
+
+        await asyncio.to_thread(work)
+
+    async def test_a_map_fails_with_its_input(self, cluster: Cluster) -> None:
+        """Also while results come; and what nobody could find is cancelled."""
+        await serve(cluster)
+
+        def prompts() -> Iterator[Any]:
+            yield from (f"prompt {number}" for number in range(1000))
+            yield 7
+
+        def work() -> None:
+            with Client(cluster.url, model=cluster.model, durable=False) as client:
+                with pytest.raises(RequestError, match="item 1000 is of type int"):
+                    list(client.map(prompts()))
+                own = [{"custom_id": f"r{number}", "prompt": "x"} for number in range(600)]
+                with pytest.raises(UsageError, match="tells no order"):
+                    list(client.map(own))
+                names = [str(item["custom_id"]) for item in own]
+                assert [r.custom_id for r in client.map(own, order=names)] == names
 
         await asyncio.to_thread(work)
 

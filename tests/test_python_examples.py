@@ -118,6 +118,7 @@ class TestColumns:
             assert list(first) == ["q", "n", "answer"]
             assert first["answer"] == again["answer"]
             stage({"q": ["a"]})
+            assert stage({"q": np.array([np.nan, np.nan])})["answer"] == [None, None]  # rows without a prompt
             stage.close()
             copy = ColumnStage.__new__(ColumnStage)
             copy.__dict__.update(stage.__getstate__())  # as another process gets it
@@ -129,8 +130,12 @@ class TestColumns:
         assert len(batches) == 2
         assert [(await cluster.client.counts(batch)).total for batch in sorted(batches)] in ([1, 2], [2, 1])
 
-    @pytest.mark.skipif(installed("pandas") or installed("pyarrow"), reason="they are installed")
-    async def test_what_is_missing_is_said(self, cluster: Cluster, tmp_path: Path) -> None:
+    async def test_what_is_missing_is_said(
+        self, cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        for name in ("pandas", "pyarrow"):
+            monkeypatch.setitem(sys.modules, name, None)  # as where it is not installed
+
         def work() -> None:
             with Client(cluster.url) as client:
                 with pytest.raises(MissingExtraError, match=r"pandas is not installed: pip install 'tokenyard\[pandas"):

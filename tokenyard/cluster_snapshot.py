@@ -149,7 +149,7 @@ def batch_state(counts: BatchCounts) -> str:
 
 async def _read_pool(client: Client, name: str, models: dict[str, str]) -> PoolSnapshot:
     store = MonitorStore(client.redis, name)
-    workers = await store.heartbeats()
+    workers = dict(sorted((await store.heartbeats()).items()))  # they come by their last heartbeat: rows would jump
     plans = PlanStore(client.redis, name)
     plan = (await plans.read()).plan
     return PoolSnapshot(

@@ -78,6 +78,14 @@ local function note_attempt(tally, id, attempt, worker, started, why)
   redis.call('HSET', key, 'history', before and before .. '\n' .. record or record)
 end
 
+-- Jobs that failed for good, by reason. (pcall: the key may be of another kind, written by hand.)
+local function count_given_up(prefix, status_code, error_code)
+  local key, reason = prefix .. 'given_up', error_code or string.format('status_%.0f', tonumber(status_code) or 0)
+  local reasons = redis.pcall('HLEN', key)
+  if type(reasons) == 'number' and reasons >= 100 and redis.call('HEXISTS', key, reason) == 0 then reason = 'other' end
+  redis.pcall('HINCRBY', key, string.sub(reason, 1, 64), 1)
+end
+
 local LETTERS, LETTER_BODY_BYTES = 10000, 65536
 
 -- A dead letter: the job as it was, and how each of its attempts failed. A pool keeps the newest, each for its time to
@@ -88,6 +96,7 @@ local function bury(tally, id, status_code, error_code, error_message)
   local f = redis.call('HMGET', prefix .. 'job:' .. id, 'batch', 'custom_id', 'url', 'priority', 'max_tokens', 'prefix',
     'submitted', 'history', 'timeout_s')
   if not f[1] then return end
+  count_given_up(prefix, status_code, error_code)
   redis.call('HSET', letter, 'batch', f[1], 'custom_id', f[2] or '', 'url', f[3] or '', 'priority', f[4] or '',
     'max_tokens', tonumber(f[5]) or 0, 'prefix', f[6] or '', 'submitted', tonumber(f[7]) or 0, 'history', f[8] or '',
     'timeout_s', tonumber(f[9]) or 0, 'died', at, 'status_code', status_code, 'error_code', error_code or '',

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -31,6 +32,10 @@ _FIELDS = (
     "prefix",
     "history",
 )
+#: A word on why jobs were given up, and a number of them; and so many reasons are read.
+_REASON = re.compile(r"[\w.:-]{1,64}", re.ASCII)
+_COUNT = re.compile(rb"\d{1,15}")
+_MOST_REASONS = 101
 #: Letters read in one call.
 _READ_LETTERS = 200
 
@@ -55,6 +60,21 @@ class DeadLetterStore:
     async def count(self) -> int:
         """Jobs that have a letter."""
         return await count_members(self._redis, self.keys.dead)
+
+    async def given_up(self) -> dict[str, int]:
+        """How many jobs ever failed for good, by reason: an error code, or ``status_`` and the answer's status."""
+        pipe = self._redis.pipeline(transaction=False)
+        pipe.hgetall(self.keys.given_up)
+        [found] = await pipe.execute(raise_on_error=False)
+        if isinstance(found, Exception):
+            if not str(found).startswith("WRONGTYPE"):
+                raise found
+            return {}
+        counts = {name.decode(errors="replace"): count for name, count in found.items()}
+        sound = {
+            name: int(count) for name, count in counts.items() if _REASON.fullmatch(name) and _COUNT.fullmatch(count)
+        }
+        return dict(sorted(sound.items())[:_MOST_REASONS])
 
     async def letters(self, job_ids: Sequence[str]) -> list[DeadLetter]:
         """Their letters, without those that are gone or cannot be read."""

@@ -13,6 +13,8 @@ from broker.tenant_names import is_tenant
 
 #: No batch's id is longer.
 _BATCH_CHARS = 200
+#: No time is later (seconds since the epoch).
+_LATEST = 1e12
 
 
 class MonitorStore:
@@ -87,6 +89,14 @@ class MonitorStore:
             pipe.exists(self.keys.batch(batch_id))
         there = await pipe.execute() if ids else []
         return [batch_id for batch_id, exists in zip(ids, there, strict=True) if exists]
+
+    async def created(self, batch_id: str) -> float:
+        """When a batch got its first job, seconds since the epoch on Redis' clock; 0 where that is not known."""
+        try:
+            found = float(await self._redis.hget(self.keys.batch(batch_id), "created") or 0)
+        except ValueError:
+            return 0.0
+        return found if 0 < found < _LATEST else 0.0
 
     async def job(self, job_id: str) -> JobRecord | None:
         """A job that has not ended; None where there is none of that id, or what is stored is no job."""

@@ -94,12 +94,19 @@ class PlanStore:
     async def recent_mix(self, within_s: float) -> RecentMix:
         """Jobs that ended in the last ``within_s`` seconds, by length."""
         now = await clock(self._redis, self.keys.prefix)
-        least = max(int((now - within_s) * 1000), 0)
+        return parse_mix([text for _, text in await self.ended_since(now - within_s)])
+
+    async def ended_since(self, since: float) -> list[tuple[float, str]]:
+        """Jobs that ended since then (seconds since the epoch on Redis' clock), the latest first.
+
+        Each entry is the time when it was written, some seconds after the jobs had ended, and a text for ``parse_mix``.
+        """
+        least = max(int(since * 1000), 0)
         call = self._redis.xrevrange(self.keys.recent, "+", str(least), count=RECENT_ENTRIES)
         entries = await self._look(call, self.keys.recent) or []
         texts = {entry: _text(fields.get(b"ended"), 65_536) for entry, fields in entries}
         self._tell_of_bad(self.keys.recent, [entry for entry, text in texts.items() if not parse_mix([text]).classes])
-        return parse_mix(texts.values())
+        return [(int(entry.partition(b"-")[0]) / 1000, text) for entry, text in texts.items()]
 
     async def note_start(self, host: str, seconds: float) -> None:
         """Keep how long the last worker of this host took from its start until it was ready."""

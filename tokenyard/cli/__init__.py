@@ -21,6 +21,7 @@ from tokenyard.cli import (
     simulate,
     supervisor,
     tenants,
+    traces,
 )
 
 app = typer.Typer(
@@ -60,6 +61,7 @@ supervisor.add_to(app)
 ray.add_to(app)
 acl.add_to(app)
 tenants.add_to(app)
+traces.add_to(app)
 
 
 def main() -> None:

@@ -97,8 +97,7 @@ async def _serve_redis(data_dir: Path, port: int | None, host: str) -> None:
     try:
         err.print(f"data in {server.data_dir}, log in {server.log_path}; Ctrl-C stops it", highlight=False)
         err.print(f"look at it with: {server.redis_cli_hint}", highlight=False)
-        address = server.url if port_less(server.url) else f"the password is in {server.data_dir}/password"
-        err.print(f"TOKENYARD_REDIS_URL: {address}", highlight=False)
+        err.print(f'export TOKENYARD_REDIS_URL="{shell_address(server, host, port)}"', highlight=False, soft_wrap=True)
         stop = asyncio.Event()
         on_stop_signals(lambda _name: stop.set())
         await stop.wait()
@@ -106,6 +105,7 @@ async def _serve_redis(data_dir: Path, port: int | None, host: str) -> None:
         await server.stop()
 
 
-def port_less(url: str) -> bool:
-    """Whether the address is a socket: it holds no password then."""
-    return url.startswith("unix://")
+def shell_address(server: EmbeddedServer, host: str, port: int | None) -> str:
+    """The server's address for a shell, which reads the password from its file: it is shown to nobody."""
+    named = f"[{host}]" if ":" in host else host
+    return server.url if port is None else f"redis://:$(cat {server.data_dir}/password)@{named}:{port}/0"

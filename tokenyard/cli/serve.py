@@ -54,6 +54,7 @@ async def _serve(settings: Settings, host: str, port: int, folder: Path) -> None
         listener = listen(host, port)
         shown = f"[{host}]" if ":" in host else host
         err.print(f"OPENAI_BASE_URL: http://{shown}:{listener.getsockname()[1]}/v1", highlight=False)
+        err.print(f"live page: http://{shown}:{listener.getsockname()[1]}/live", highlight=False)
         async with served(app, listener) as serving:
             stopping = asyncio.ensure_future(stop.wait())
             await asyncio.wait((serving, stopping), return_when=asyncio.FIRST_COMPLETED)

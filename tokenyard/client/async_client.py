@@ -16,8 +16,9 @@ from broker.settings import load_settings
 from broker.submission import SubmitOptions
 from tokenyard.client.batch_keys import batch_id_of
 from tokenyard.client.batch_result import BatchResult, BatchStatus, SubmitReport, public, status_of
-from tokenyard.client.items import Item, RequestMaker
+from tokenyard.client.items import Item, RequestMaker, only_model
 from tokenyard.client.reading import as_they_end, in_input_order, in_order_of
+from tokenyard.client.reading_ahead import ReadingAhead, while_running
 from tokenyard.client.submission import BatchSubmission, in_chunks
 from tokenyard.cluster_snapshot import batch_state
 
@@ -36,7 +37,7 @@ class AsyncClient:
 
     Args:
         url: address of Redis; None: TOKENYARD_REDIS_URL.
-        model: for requests that name none; None: the only one that is served.
+        model: for requests that name none; None: the only one that is served, whatever its names.
         tenant: whose the batches are; None: TOKENYARD_TENANT.
         durable: ``submit`` returns once the requests are on Redis' disk.
         wait: where the backlog is full, ``submit`` waits until there is room; without, that is an error.
@@ -153,7 +154,7 @@ class AsyncClient:
         )
         with self._translated():
             served = await self._connected.registry.models()
-        default = model or self._model or (next(iter(served)) if len(served) == 1 else "")
+        default = model or self._model or only_model(served)
         maker = RequestMaker(default, system, parameters, settings.max_request_bytes)
         level = _priority(priority)
         return BatchSubmission(self._connected, self.batch_id(batch), maker, level, options, remember=remember)
@@ -228,7 +229,7 @@ class AsyncClient:
         try:
             if await self._is_there(batch_id, submitting, is_new=is_new):
                 chunks = self.result_chunks(batch_id, order=order)
-                async with aclosing(_while_running(chunks, submitting)) as found:
+                async with aclosing(while_running(chunks, submitting)) as found:
                     async for chunk in found:
                         for result in filter(lambda r: submission.has(r.custom_id), chunk):
                             yield result
@@ -237,6 +238,19 @@ class AsyncClient:
             await cancel_all([submitting])
             if not complete and batch is None:
                 await self.abandon(batch_id)
+
+    async def read_ahead(self, submission: BatchSubmission, *, order: Order, is_new: bool) -> ReadingAhead:
+        """The results of a batch that is being fed by hand; ``is_new``: nobody fed it before.
+
+        A batch that was there before may be sealed, or have results of another input: it is read when all is submitted.
+        """
+        batch_id = submission.batch_id
+        new = is_new or not await self._exists(batch_id)
+
+        async def is_there() -> bool:
+            return new and await self._exists(batch_id)
+
+        return ReadingAhead(self.result_chunks(batch_id, order=order), is_there)
 
     async def status(self, batch: str) -> BatchStatus:
         """How far a batch is.
@@ -328,28 +342,6 @@ class AsyncClient:
             yield
         except RedisError as e:
             raise translate(e, address(self._url)) from e
-
-
-async def _while_running(
-    chunks: AsyncGenerator[list[BatchResult]], submitting: asyncio.Task[SubmitReport]
-) -> AsyncGenerator[list[BatchResult]]:
-    """The chunks; where the submission fails meanwhile, its error."""
-    try:
-        while True:
-            coming = asyncio.ensure_future(anext(chunks, None))
-            try:
-                if not submitting.done():
-                    await asyncio.wait([coming, submitting], return_when=asyncio.FIRST_COMPLETED)
-                if submitting.done():
-                    submitting.result()
-                chunk = await coming
-            finally:
-                await cancel_all([coming])
-            if chunk is None:
-                return
-            yield chunk
-    finally:
-        await chunks.aclose()
 
 
 def _priority(level: Priority | str) -> Priority:

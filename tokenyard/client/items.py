@@ -57,6 +57,8 @@ class RequestMaker:
             RequestError: it is none.
         """
         url, body, custom_id = self._taken_apart(position, item)
+        if "model" not in body:
+            raise RequestError(f"item {position} names no model, and not just one is served: give model=…")
         try:
             encoded = msgspec.json.encode(body)
             name = custom_id if custom_id is not None else made_id(position, encoded)
@@ -90,6 +92,15 @@ class RequestMaker:
     def _body(self, own: Mapping[str, Any]) -> dict[str, Any]:
         model = {"model": self.model} if self.model else {}
         return {**model, **self.parameters, **own}
+
+
+def only_model(served: Mapping[str, str]) -> str:
+    """A name of the only model that is served (always the same of them); empty where there is none, or several.
+
+    Args:
+        served: name -> pool: the names of one pool are names of one model.
+    """
+    return min(served) if len(set(served.values())) == 1 else ""
 
 
 def made_id(position: int, body: bytes) -> str:

@@ -10,6 +10,7 @@ from tokenyard.client.async_client import AsyncClient, Order
 from tokenyard.client.batch_result import BatchResult, BatchStatus, SubmitReport
 from tokenyard.client.items import Item
 from tokenyard.client.portal import Portal
+from tokenyard.client.reading_ahead import ReadingAhead
 from tokenyard.client.submission import CHUNK_ITEMS, BatchSubmission
 
 
@@ -64,18 +65,22 @@ class Client:
     def map(
         self, items: Iterable[Item], *, batch: str | None = None, order: Order = "input", **options: Any
     ) -> Generator[BatchResult]:
-        """As ``AsyncClient.map``, but all is submitted before the first result comes."""
+        """As ``AsyncClient.map``: after each 250 items that it takes, what has ended by then is handed out.
+
+        A caller that takes its time over results slows the submission down; what is queued by then runs on.
+        """
         submission = self._portal.run(self._async.begin(batch=batch, remember=True, **options))
-        batch_id = submission.batch_id
+        ahead = self._portal.run(self._async.read_ahead(submission, order=order, is_new=batch is None))
         complete = False
         try:
-            report = self._feed(submission, items, seal=True)
-            if report.accepted + report.known:
-                yield from (r for r in self.results(batch_id, order=order) if submission.has(r.custom_id))
+            for chunk in self._chunks_while(items, submission, ahead):
+                yield from (result for result in chunk if submission.has(result.custom_id))
             complete = True
         finally:
-            if not complete and batch is None and not self._portal.closed:
-                self._portal.run(self._async.abandon(batch_id))
+            if not self._portal.closed:
+                self._portal.run(ahead.close())
+                if not complete and batch is None:
+                    self._portal.run(self._async.abandon(submission.batch_id))
 
     def status(self, batch: str) -> BatchStatus:
         """As ``AsyncClient.status``."""
@@ -89,6 +94,18 @@ class Client:
         for chunk in _chunks_of(items):
             self._portal.run(self._async.add_to(submission, chunk))
         return self._portal.run(self._async.finish(submission, seal=seal))
+
+    def _chunks_while(
+        self, items: Iterable[Item], submission: BatchSubmission, ahead: ReadingAhead
+    ) -> Iterator[list[BatchResult]]:
+        """Feed the submission; the results that come meanwhile, and then the rest."""
+        for chunk in _chunks_of(items):
+            self._portal.run(self._async.add_to(submission, chunk))
+            yield self._portal.run(ahead.come())
+        report = self._portal.run(self._async.finish(submission, seal=True))
+        if report.accepted + report.known:
+            while (found := self._portal.run(ahead.next())) is not None:
+                yield found
 
 
 def _chunks_of(items: Iterable[Item]) -> Iterator[list[Item]]:

@@ -13,6 +13,8 @@ from tokenyard.gateway.errors import ApiError
 _HASHED = "sha256:"
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _LEAST_CHARS = 16
+#: Stands where a tenant's name would, for all of them.
+_OPERATOR = "*"
 
 
 class ApiKeys:
@@ -20,7 +22,7 @@ class ApiKeys:
 
     def __init__(self, tenants: dict[str, str], anybody: str | None = None) -> None:
         """Args:
-        tenants: SHA-256 of a key, in hexadecimal -> tenant.
+        tenants: SHA-256 of a key, in hexadecimal -> tenant, or ``*``: an operator, who sees all and asks nothing.
         anybody: tenant of whoever calls, with any key or none; None: a key is needed.
         """
         self._tenants = tenants
@@ -33,10 +35,27 @@ class ApiKeys:
         """Whose a call is, by its header ``Authorization: Bearer KEY``.
 
         Raises:
-            ApiError: status 401: there is no key, or nobody's.
+            ApiError: status 401: there is no key, or nobody's; 403: it is an operator's.
         """
         if self._anybody is not None:
             return self._anybody
+        tenant = self._owner_of(authorization)
+        if tenant == _OPERATOR:
+            raise ApiError(403, "This API key is an operator's: it shows the cluster and sends no requests")
+        return tenant
+
+    def viewer_of(self, authorization: str | None) -> str | None:
+        """The tenant who looks at the cluster; None: an operator, as is whoever calls where no keys are needed.
+
+        Raises:
+            ApiError: status 401: there is no key, or nobody's.
+        """
+        if self._anybody is not None:
+            return None
+        tenant = self._owner_of(authorization)
+        return None if tenant == _OPERATOR else tenant
+
+    def _owner_of(self, authorization: str | None) -> str:
         scheme, _, key = (authorization or "").partition(" ")
         if scheme.lower() != "bearer" or not key:
             message = "You didn't provide an API key: send it as the header 'Authorization: Bearer KEY'"
@@ -49,6 +68,8 @@ class ApiKeys:
 
 def read_keys(path: Path) -> ApiKeys:
     """Read a file of keys: a line each, ``TENANT KEY`` or ``TENANT sha256:HEX``; ``#`` begins a comment.
+
+    The tenant ``*`` is an operator.
 
     Raises:
         UsageError: the file cannot be read, or a line is none; no message shows a key.
@@ -72,7 +93,7 @@ def read_keys(path: Path) -> ApiKeys:
 
 def _key_of(words: list[str], place: str) -> tuple[str, str]:
     """The SHA-256 of a line's key, and its tenant."""
-    if len(words) != 2 or not is_tenant(words[0]):
+    if len(words) != 2 or not (is_tenant(words[0]) or words[0] == _OPERATOR):
         raise UsageError(f"{place}: write a tenant and its key, 'acme KEY'")
     tenant, key = words
     if not key.startswith(_HASHED):

@@ -17,13 +17,14 @@ from broker.connection import RedisError, address, translate
 from broker.errors import TokenyardError
 from broker.settings import Settings
 from broker.store.client import Bounds
-from tokenyard.gateway import batches, chat, files
+from tokenyard.gateway import batches, chat, files, live_page
 from tokenyard.gateway.api_keys import ApiKeys
 from tokenyard.gateway.batch_runs import BatchRuns, resume_all
 from tokenyard.gateway.errors import ApiError, from_ours
 from tokenyard.gateway.live_jobs import LiveJobs
 from tokenyard.gateway.shelf import tenants_of
 from tokenyard.gateway.state import GatewayState, State, Tenant, json_response
+from tokenyard.live.watch import Watch
 from tokenyard.metrics.exporter import CONTENT_TYPE, queue_page
 
 log = logging.getLogger(__name__)
@@ -70,7 +71,7 @@ def build_app(state: GatewayState) -> FastAPI:
     """The app over a gateway that runs."""
     app = FastAPI(title="tokenyard", docs_url=None, redoc_url=None, openapi_url=None)
     app.state.gateway = state
-    for router in (files.router, batches.router, chat.router, _models):
+    for router in (files.router, batches.router, chat.router, live_page.router, _models):
         app.include_router(router)
     where = address(state.settings.redis_url.get_secret_value()) if state.settings.redis_url else "the server"
 
@@ -131,9 +132,11 @@ async def gateway(redis_url: str, settings: Settings, keys: ApiKeys, folder: Pat
 @asynccontextmanager
 async def _running(client: Client, settings: Settings, keys: ApiKeys, folder: Path) -> AsyncGenerator[GatewayState]:
     bounds = Bounds(settings.max_backlog_jobs, settings.max_backlog_bytes)
-    state = GatewayState(client, settings, keys, folder, BatchRuns(client, settings), LiveJobs(client, bounds))
+    runs, live = BatchRuns(client, settings), LiveJobs(client, bounds)
+    state = GatewayState(client, settings, keys, folder, runs, live, Watch(client))
     try:
         yield state
     finally:
+        await state.watch.close()
         await state.live.close()
         await state.runs.close()

@@ -1,5 +1,6 @@
 """Batches of the gateway on their way: check the file, submit it, gather results, make the output files known.
 
+Gateways may share a folder: one runs a batch, the others wait for their turn, and find it done or go on with it.
 Each step may be cut off by a crash: at its next start the gateway goes on with every batch that is not final. A job's
 id comes from its batch and custom_id, so what is submitted again runs once; the output keeps each custom_id once.
 """
@@ -27,6 +28,7 @@ from tokenyard.collecting import collect
 from tokenyard.gateway.checking import check_file, good_lines
 from tokenyard.gateway.objects import BatchError, BatchStatus, StoredBatch, StoredFile, with_counts
 from tokenyard.gateway.shelf import Shelf
+from tokenyard.gateway.turns import turn
 
 log = logging.getLogger(__name__)
 
@@ -50,8 +52,11 @@ class BatchRuns:
         task.add_done_callback(lambda _task: self._tasks.pop(queue_id, None))
 
     async def cancel(self, shelf: Shelf, batch: StoredBatch) -> StoredBatch:
-        """Cancel a batch: what runs is aborted; its task sees to the rest."""
-        changed = _now(shelf, batch, "cancelling", "cancelling_at")
+        """Cancel a batch: what runs is aborted; whoever runs it sees to the rest."""
+        with shelf.alone():
+            changed = shelf.batch(batch.id) or batch
+            if changed.status in ("validating", "in_progress"):
+                changed = _now(shelf, changed, "cancelling", "cancelling_at")
         try:
             await self._client.cancel(id_of_tenant(shelf.tenant, batch.id))
         except UnknownBatchError:  # nothing of it was submitted as yet: its task looks before it does
@@ -59,11 +64,14 @@ class BatchRuns:
         return changed
 
     async def as_it_is(self, shelf: Shelf, batch: StoredBatch) -> StoredBatch:
-        """The batch with the counts of this moment."""
+        """The batch with the counts of this moment. Where whoever runs it goes, this gateway goes on with it."""
         if batch.is_final:
             return batch
+        queue_id = id_of_tenant(shelf.tenant, batch.id)
+        if queue_id not in self._tasks:
+            self.start(shelf, batch)
         try:
-            return with_counts(batch, await self._client.counts(id_of_tenant(shelf.tenant, batch.id)))
+            return with_counts(batch, await self._client.counts(queue_id))
         except UnknownBatchError:
             return batch
 
@@ -73,7 +81,8 @@ class BatchRuns:
 
     async def _run(self, shelf: Shelf, batch_id: str, queue_id: str) -> None:
         try:
-            await keep_trying(lambda: self._attempt(shelf, batch_id, queue_id), log.warning)
+            async with turn(shelf.lock_path(batch_id)):
+                await keep_trying(lambda: self._attempt(shelf, batch_id, queue_id), log.warning)
         except TokenyardError as error:
             log.error("batch %s failed: %s", batch_id, error)
             if (batch := shelf.batch(batch_id)) is not None:
@@ -94,7 +103,8 @@ class BatchRuns:
             batch = checked
         if batch.status == "in_progress":
             await self._submit(source, queue_id, batch)
-        elif batch.status == "cancelling":
+            batch = shelf.batch(batch_id) or batch
+        if batch.status == "cancelling":  # maybe since before its first job was there
             with suppress(UnknownBatchError):
                 await self._client.cancel(queue_id)
         await self._gather(shelf, batch_id, queue_id)
@@ -104,14 +114,15 @@ class BatchRuns:
         models = await self._client.registry.models()
         most = self._settings.max_request_bytes
         total, errors = await asyncio.to_thread(check_file, source, batch.endpoint, models, most)
-        batch = shelf.batch(batch.id) or batch
-        if batch.status == "cancelling":
-            _now(shelf, batch, "cancelled", "cancelled_at")
-            return None
-        if errors:
-            _fail(shelf, batch, errors)
-            return None
-        return _now(shelf, msgspec.structs.replace(batch, total=total), "in_progress", "in_progress_at")
+        with shelf.alone():
+            batch = shelf.batch(batch.id) or batch
+            if batch.status == "cancelling":
+                _now(shelf, batch, "cancelled", "cancelled_at")
+                return None
+            if errors:
+                _fail(shelf, batch, errors)
+                return None
+            return _now(shelf, msgspec.structs.replace(batch, total=total), "in_progress", "in_progress_at")
 
     async def _submit(self, source: Path, queue_id: str, batch: StoredBatch) -> None:
         settings = self._settings
@@ -146,10 +157,11 @@ class BatchRuns:
             except UnknownBatchError:  # cancelled before its first job
                 counts = BatchCounts(state="cancelled")
             files.sync()
-        batch = shelf.batch(batch_id)
-        if batch is None:
-            return
-        batch = _now(shelf, with_counts(batch, counts), "finalizing", "finalizing_at")
+        with shelf.alone():
+            batch = shelf.batch(batch_id)
+            if batch is None:
+                return
+            batch = _now(shelf, with_counts(batch, counts), "finalizing", "finalizing_at")
         output = _publish(shelf, path, f"{batch_id}_output.jsonl")
         errors = _publish(shelf, errors_path_of(path), f"{batch_id}_error.jsonl")
         status = _ENDINGS.get(counts.state, "completed")

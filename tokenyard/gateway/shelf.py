@@ -10,6 +10,7 @@ import os
 import re
 import secrets
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TypeVar
 
@@ -18,6 +19,7 @@ import msgspec
 from broker.errors import UsageError
 from broker.tenant_names import is_tenant
 from tokenyard.gateway.objects import StoredBatch, StoredFile
+from tokenyard.gateway.turns import alone
 
 _FILE_ID = re.compile(r"file-[0-9a-f]{24}")
 _BATCH_ID = re.compile(r"batch_[0-9a-f]{24}")
@@ -87,6 +89,14 @@ class Shelf:
         """All batches."""
         return list(_all(self._batches, StoredBatch))
 
+    def lock_path(self, batch_id: str) -> Path:
+        """Whoever runs a batch holds this file's lock."""
+        return self._batches / f"{batch_id}.lock"
+
+    def alone(self) -> AbstractContextManager[None]:
+        """Nobody else changes a batch for the length of the block: read it and write it there."""
+        return alone(self._batches / ".lock")
+
     def output_path(self, batch_id: str) -> Path:
         """Where a batch's responses are gathered until it has ended; its errors lie beside it."""
         return self._batches / f"{batch_id}.out.jsonl"
@@ -98,7 +108,7 @@ def tenants_of(root: Path) -> list[str]:
 
 
 def _write(path: Path, value: msgspec.Struct) -> None:
-    new = path.with_suffix(".new")
+    new = path.with_suffix(f".{secrets.token_hex(4)}.new")  # another gateway may write the same
     with new.open("wb") as file:
         file.write(msgspec.json.encode(value))
         file.flush()

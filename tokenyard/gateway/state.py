@@ -17,6 +17,7 @@ from tokenyard.gateway.batch_runs import BatchRuns
 from tokenyard.gateway.errors import ApiError
 from tokenyard.gateway.live_jobs import LiveJobs
 from tokenyard.gateway.shelf import Shelf
+from tokenyard.live.watch import Watch
 
 #: Which pool serves which model is asked this often (seconds).
 _MODELS_S = 1.0
@@ -32,6 +33,7 @@ class GatewayState:
     folder: Path
     runs: BatchRuns
     live: LiveJobs
+    watch: Watch
     _shelves: dict[str, Shelf] = field(default_factory=dict[str, Shelf])
     _models: dict[str, str] = field(default_factory=dict[str, str])
     _models_at: float = float("-inf")

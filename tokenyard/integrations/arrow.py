@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+from broker.errors import UsageError
 from tokenyard.client.sync_client import Client
 from tokenyard.integrations.columns import answers, in_rows, need
 
@@ -16,8 +18,13 @@ _ROWS = 1000
 def map_table(
     client: Client, table: Any, column: str, *, into: str = "answer", ids: str | None = None, **options: Any
 ) -> Any:
-    """A ``pyarrow.Table`` with one more column; arguments and errors as of ``map_frame``."""
+    """A ``pyarrow.Table`` with one more column; arguments and errors as of ``map_frame``.
+
+    Raises:
+        UsageError: it has a column ``into``.
+    """
     arrow = need("pyarrow", "arrow")
+    _refuse(into, table.column_names)
     names = [str(name) for name in table.column(ids).to_pylist()] if ids else None
     found = answers(client, table.column(column).to_pylist(), ids=names, **options)
     return table.append_column(into, arrow.array(found, arrow.string()))
@@ -49,24 +56,37 @@ def map_parquet(
 
     Raises:
         MissingExtraError: pyarrow is not installed.
+        UsageError: the file has a column ``into``.
         TokenyardError: as of ``Client.map``.
     """
     arrow, parquet = need("pyarrow", "arrow"), need("pyarrow.parquet", "arrow")
     target, file = Path(target), parquet.ParquetFile(source)
+    _refuse(into, file.schema_arrow.names)
     unfinished = target.with_name(f".{target.name}.part")
     schema = file.schema_arrow.append(arrow.field(into, arrow.string()))
+    prompts = _prompts(parquet.ParquetFile(source), column)  # it is ahead of the rows that are written
     rows = 0
-    results = client.map(_prompts(file, column), batch=batch, **options)
-    texts = (result.text for result in results)
-    with parquet.ParquetWriter(unfinished, schema) as writer:
-        for part in file.iter_batches(batch_size=_ROWS):
-            table = arrow.Table.from_batches([part])
-            found = list(in_rows(table.column(column).to_pylist(), texts))
-            writer.write_table(table.append_column(schema.field(into), arrow.array(found, arrow.string())))
-            rows += table.num_rows
-    next(texts, None)  # runs the reader to its end
-    unfinished.replace(target)
+    try:
+        with (
+            closing(client.map(prompts, batch=batch, **options)) as results,
+            parquet.ParquetWriter(unfinished, schema) as writer,
+        ):
+            texts = (result.text for result in results)
+            for part in file.iter_batches(batch_size=_ROWS):
+                table = arrow.Table.from_batches([part])
+                found = list(in_rows(table.column(column).to_pylist(), texts))
+                writer.write_table(table.append_column(schema.field(into), arrow.array(found, arrow.string())))
+                rows += table.num_rows
+            next(texts, None)  # runs the reader to its end
+        unfinished.replace(target)
+    finally:
+        unfinished.unlink(missing_ok=True)
     return rows
+
+
+def _refuse(into: str, names: Sequence[str]) -> None:
+    if into in names:
+        raise UsageError(f"there is a column {into!r} already: name another one (into=…)")
 
 
 def _prompts(file: Any, column: str) -> Iterator[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from hashlib import blake2b
+from math import isnan
 from typing import Any
 
 import msgspec
@@ -15,7 +16,7 @@ from tokenyard.integrations.columns import answers
 class ColumnStage:
     """Takes rows as columns, gives the same with one more.
 
-    Hugging Face: ``dataset.map(ColumnStage("question", batch="k"), batched=True)``. Ray Data:
+    ``map_dataset`` is made of it. Ray Data:
     ``dataset.map_batches(ColumnStage, fn_constructor_kwargs={"column": "question"}, concurrency=4)``, a connection for
     each actor.
 
@@ -56,7 +57,7 @@ class ColumnStage:
         """The rows with their answers; ``rows``: a list or an array a column. Errors as of ``answers``."""
         if self._client is None:
             self._client = Client(self._url)
-        prompts = _plain(rows[self._column])
+        prompts = [None if _is_nan(value) else value for value in _plain(rows[self._column])]
         names = [str(name) for name in _plain(rows[self._ids])] if self._ids else None
         key = f"{self._batch}-{_digest([prompts, names])}" if self._batch else None
         return {**rows, self._into: answers(self._client, prompts, ids=names, batch=key, **self._options)}
@@ -71,6 +72,11 @@ class ColumnStage:
 def _plain(values: Any) -> list[Any]:
     """A list of plain values, of a list or an array."""
     return list(values.tolist() if hasattr(values, "tolist") else values)
+
+
+def _is_nan(value: Any) -> bool:
+    """Whether it stands for nothing: as an array, rows that all have no prompt are numbers."""
+    return isinstance(value, float) and isnan(value)
 
 
 def _digest(values: Any) -> str:

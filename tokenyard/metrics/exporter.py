@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
-from contextlib import suppress
 
 from prometheus_client import generate_latest
 from prometheus_client.core import Metric
@@ -11,14 +11,17 @@ from prometheus_client.registry import Collector
 
 from broker.client import Client
 from broker.connection import RedisClient
-from broker.errors import TokenyardError
 from broker.store.dead import DeadLetterStore
 from broker.store.monitor import MonitorStore
 from broker.store.plans import PlanStore
 from broker.store.server import server_memory
+from tokenyard.device_prices import prices_of
+from tokenyard.live.pool_bound import bound_tokens_per_s
 from tokenyard.metrics.families import PoolState, QueueState, families_of
 from tokenyard.metrics.process import process_registry
 
+#: The bound is that of the jobs that ended in this time (seconds).
+_MIX_S = 900.0
 #: What Prometheus asks for.
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -50,10 +53,9 @@ async def queue_page(client: Client, live_requests: int = 0) -> bytes:
 async def _read_pool(redis: RedisClient, name: str, now: float) -> PoolState:
     monitor = MonitorStore(redis, name)
     workers = {worker: beat for worker, beat in (await monitor.heartbeats()).items() if worker.isprintable()}
-    price = None
-    with suppress(TokenyardError):
-        plan = (await PlanStore(redis, name).read()).plan
-        price = plan.price_per_hour if plan else None
+    plans, letters = PlanStore(redis, name), DeadLetterStore(redis, name)
+    plan = (await plans.read()).plan
+    mix = await plans.recent_mix(_MIX_S)
     return PoolState(
         name=name,
         waiting=await monitor.waiting(),
@@ -62,6 +64,9 @@ async def _read_pool(redis: RedisClient, name: str, now: float) -> PoolState:
         depths=await monitor.device_depths(list(workers)),
         leads=await monitor.lease_owner() is not None,
         delayed=await monitor.delayed(),
-        dead_letters=await DeadLetterStore(redis, name).count(),
-        price_per_hour=price,
+        dead_letters=await letters.count(),
+        price_per_hour=plan.price_per_hour if plan else None,
+        prices=prices_of(plan, workers),
+        given_up=await letters.given_up(),
+        bound_tokens_per_s=await asyncio.to_thread(bound_tokens_per_s, mix, list(workers.values())),
     )

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from broker.cluster import Heartbeat
+from tokenyard.views.devices import tokens_per_s
 
 if TYPE_CHECKING:
     from broker.store.server import ServerMemory
@@ -31,6 +32,9 @@ class PoolState:
         delayed: jobs that failed and are tried again later.
         dead_letters: jobs that failed for good.
         price_per_hour: of its plan's machines; None where not known.
+        prices: worker -> its price an hour, by the plan; those that have none are missing.
+        given_up: jobs that ever failed for good, by reason.
+        bound_tokens_per_s: the most that the ready workers can compute of what ended lately; None where not known.
     """
 
     name: str
@@ -42,6 +46,9 @@ class PoolState:
     delayed: int
     dead_letters: int
     price_per_hour: float | None = None
+    prices: Mapping[str, float] = field(default_factory=dict[str, float])
+    given_up: Mapping[str, int] = field(default_factory=dict[str, int])
+    bound_tokens_per_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +120,22 @@ def _add_pool(families: _Families, pool: PoolState) -> None:
             pool.price_per_hour,
             pool=name,
         )
+    for worker, price in pool.prices.items():
+        text = "Price of a worker's devices, an hour, by the plan."
+        families.gauge("tokenyard_worker_price_per_hour", text, price, pool=name, worker=worker)
+    for reason, jobs in pool.given_up.items():
+        text = "Jobs that failed for good since the pool began, by reason."
+        families.counter("tokenyard_given_up_jobs", text, jobs, pool=name, reason=reason)
+    if pool.bound_tokens_per_s is not None:
+        _add_bound(families, pool, pool.bound_tokens_per_s)
+
+
+def _add_bound(families: _Families, pool: PoolState, bound: float) -> None:
+    rate = sum(tokens_per_s(beat) for beat in pool.workers.values() if beat is not None)
+    text = "The most that the ready workers can compute of what ended lately."
+    families.gauge("tokenyard_bound_tokens_per_second", text, bound, pool=pool.name)
+    text = "Tokens that the workers compute a second, as a share of that."
+    families.gauge("tokenyard_bound_share_ratio", text, rate / bound, pool=pool.name)
 
 
 def _add_worker(families: _Families, labels: dict[str, str], beat: Heartbeat, now: float, depth: int) -> None:

@@ -12,6 +12,7 @@ from broker.jobs import BatchCounts
 from broker.pool_plan import PoolPlan
 from broker.store.server import ServerMemory
 from tokenyard.cluster_snapshot import ClusterSnapshot, PoolSnapshot, batch_state
+from tokenyard.device_prices import missing_of
 from tokenyard.views.devices import device_table, plain_table
 from tokenyard.views.text import counted, duration, name_cell, printable
 
@@ -91,7 +92,7 @@ def _pool(pool: PoolSnapshot) -> list[RenderableType]:
 
 def _plan_words(plan: PoolPlan, pool: PoolSnapshot) -> str:
     expected = f", {plan.tokens_per_s:,.0f} tokens/s expected" if plan.tokens_per_s else ""
-    missing = [worker.name for worker in plan.workers if worker.name not in pool.workers]
+    missing = missing_of(plan, pool.workers)
     more = f" and {len(missing) - _NAMED} more" if len(missing) > _NAMED else ""
     away = f"; not there: {', '.join(map(printable, missing[:_NAMED]))}{more}" if missing else ""
     hosts = counted(len({worker.host for worker in plan.workers}), "host")

@@ -1,0 +1,1 @@
+"""OpenTelemetry traces of the way that jobs take: built from what Redis keeps of them, in a process of its own."""
