@@ -70,6 +70,7 @@ class FitErrors(BaseModel):
         decode: steps that only decode.
         mixed: steps that do both.
         whole: batches of requests, timed from their start to their end.
+        saturated: all that the engine did while it was kept full, as it is at work.
         left_out: points taken for disturbed, and neither fitted nor counted above.
     """
 
@@ -79,12 +80,13 @@ class FitErrors(BaseModel):
     decode: KindError | None = None
     mixed: KindError | None = None
     whole: KindError | None = None
+    saturated: KindError | None = None
     left_out: int = Field(default=0, ge=0)
 
     @property
     def points(self) -> int:
         """Points that were fitted."""
-        kinds = (self.prefill, self.decode, self.mixed, self.whole)
+        kinds = (self.prefill, self.decode, self.mixed, self.whole, self.saturated)
         return sum(kind.points for kind in kinds if kind)
 
 
@@ -103,6 +105,8 @@ class ProfileRecord(BaseModel):
         measured: day of the measurement.
         profile: the measured times, seconds.
         errors: how far the fit is from what was measured.
+        overhead: how much more a full engine took than its single steps promise; it is in ``profile`` already, and 1
+            where nobody looked.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -118,6 +122,7 @@ class ProfileRecord(BaseModel):
     measured: date
     values: ProfileValues = Field(alias="profile")
     errors: FitErrors = FitErrors()
+    overhead: float = Field(default=1.0, gt=0, le=1000, allow_inf_nan=False)
 
     @property
     def profile(self) -> Profile:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 
 _GB, _TERA = 10**9, 10**12
 _MIB = 1 << 20
@@ -71,6 +72,7 @@ _ALSO = {"h100-80gb-hbm3": "h100-sxm-80gb"}
 _MAKER = re.compile(r"^(nvidia|geforce|tesla)-")
 
 
+@lru_cache(maxsize=4096)
 def words(device: str) -> str:
     """A device's name for comparing: lower case, one kind of mark, without its maker."""
     name = re.sub(r"[\s_-]+", "-", device.strip()).casefold()
@@ -79,6 +81,7 @@ def words(device: str) -> str:
     return _ALSO.get(name, name)
 
 
+@lru_cache(maxsize=4096)
 def find_spec(device: str) -> DeviceSpec | None:
     """The specification of a device by its name, as vLLM or nvidia-smi or a person calls it; None where it is not
     there.

@@ -74,10 +74,18 @@ class Point(NamedTuple):
 
 
 class Fit(NamedTuple):
-    """The profile that fits best, and how well it does."""
+    """The profile that fits best, and how well it does.
+
+    Attributes:
+        profile: the times.
+        errors: of what was fitted.
+        overhead: what a full engine took over what its single steps promise, which is in the times; 1 where it was not
+            kept full.
+    """
 
     profile: Profile
     errors: FitErrors
+    overhead: float = 1.0
 
 
 def fit_profile(points: Iterable[Point], *, kv_tokens: int, seats: int) -> Fit:

@@ -5,6 +5,9 @@ an interior point method: its value bounds what any solution can reach, and its 
 would have to become cheaper to be of use. Then the program is solved with ever more of its columns: with the counts
 that the relaxation uses, to be rounded; with all counts; with all columns. What one of these finds is proven for the
 whole where it comes near enough to the bound.
+
+Where a program much like it was solved before, that tells the columns of use, the bound and where to begin: then there
+is no relaxation to be solved first.
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ _FEASIBLE = 2
 _ZERO = 1e-6
 #: What is further from the best than this is no solution yet: the search goes on while there is time.
 _USEFUL = 0.05
+_ENDED = (highspy.HighsModelStatus.kOptimal, highspy.HighsModelStatus.kObjectiveTarget)
 _NONE = (highspy.HighsModelStatus.kInfeasible, highspy.HighsModelStatus.kUnboundedOrInfeasible)
 
 Mask = NDArray[np.bool_]
@@ -67,6 +71,7 @@ class Solution:
         bound: no solution has a lower one.
         seconds: what it took.
         stopped: whether the time ran out before the gap was as small as asked for.
+        useful: columns that may be of use, by the relaxation; None where that was not solved.
     """
 
     values: Array
@@ -74,6 +79,7 @@ class Solution:
     bound: float
     seconds: float
     stopped: bool
+    useful: Mask | None = None
 
     @property
     def short(self) -> float:
@@ -84,6 +90,21 @@ class Solution:
     def gap(self) -> float:
         """The same as a share of the objective."""
         return self.short / abs(self.objective) if self.objective else float(self.short > 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Hint:
+    """What a program before tells of this one.
+
+    Attributes:
+        useful: columns that may be of use.
+        bound: no solution has a lower value.
+        start: values of the integer columns in a solution to begin with.
+    """
+
+    useful: Mask
+    bound: float
+    start: Array
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +135,9 @@ def solve_whole(lp: highspy.HighsLp, terms: Terms) -> Solution | None:
     return None if found is None else replace(found, seconds=found.seconds + first_s)
 
 
-def solve_large(lp: highspy.HighsLp, priced: NDArray[np.intp], near: float, terms: Terms) -> Solution | None:
+def solve_large(
+    lp: highspy.HighsLp, priced: NDArray[np.intp], near: float, terms: Terms, hint: Hint | None = None
+) -> Solution | None:
     """The same for a program with many continuous columns.
 
     Args:
@@ -123,18 +146,47 @@ def solve_large(lp: highspy.HighsLp, priced: NDArray[np.intp], near: float, term
             these are the columns of which some may be left out.
         near: a column whose reduced cost is above this share of its worth is left out at first.
         terms: when to end.
+        hint: what is known of it already.
 
     Raises:
         NoTimeError: the time ran out before anything was found.
     """
+    if hint is not None:
+        hinted, spent = _by_hint(lp, hint, terms)
+        if hinted is not None:
+            return hinted
+        terms = terms.after(spent)
     relaxed, spent = _relax(lp, priced, near, terms.limit_s)
     if relaxed is None:
         return solve_whole(lp, terms.after(spent))
     upper = np.array(lp.col_upper_)
     try:
-        return _in_steps(lp, relaxed, terms, spent)
+        found = _in_steps(lp, relaxed, terms, spent)
     finally:
         lp.col_upper_ = upper
+    return None if found is None else replace(found, useful=relaxed.useful)
+
+
+def _by_hint(lp: highspy.HighsLp, hint: Hint, terms: Terms) -> tuple[Solution | None, float]:
+    """A solution near to the bound, or near enough when the time is over, where the columns of use have one; and the
+    seconds that it took to look.
+
+    Raises:
+        NoTimeError: the time for a proof was over before anything was found.
+    """
+    limit_s = min(terms.prove_s, terms.limit_s)
+    lower, upper = np.array(lp.col_lower_), np.array(lp.col_upper_)
+    lp.col_upper_ = np.where(hint.useful, upper, lower)
+    try:
+        found = _solve(lp, terms, limit_s, hint)
+    finally:
+        lp.col_upper_ = upper
+    if found is None:
+        return None, 0.0
+    found = replace(found, bound=min(hint.bound, found.objective))
+    proven = found.short <= terms.allowed(found.objective)
+    enough = proven or (found.stopped and found.gap <= _USEFUL)
+    return (replace(found, stopped=not proven) if enough else None), found.seconds
 
 
 def _in_steps(lp: highspy.HighsLp, relaxed: _Relaxation, terms: Terms, spent: float) -> Solution | None:
@@ -207,10 +259,14 @@ def _solver(lp: highspy.HighsLp, limit_s: float) -> highspy.Highs:
     return solver
 
 
-def _solve(lp: highspy.HighsLp, terms: Terms, limit_s: float) -> Solution | None:
+def _solve(lp: highspy.HighsLp, terms: Terms, limit_s: float, hint: Hint | None = None) -> Solution | None:
     solver = _solver(lp, limit_s)
     solver.setOptionValue("mip_rel_gap", terms.rel_gap)
     solver.setOptionValue("mip_abs_gap", terms.abs_gap)
+    if hint is not None:
+        solver.setOptionValue("objective_target", hint.bound + terms.allowed(hint.bound))  # nearer is not asked for
+        integer = np.flatnonzero([kind == highspy.HighsVarType.kInteger for kind in lp.integrality_])
+        solver.setSolution(len(integer), integer.astype(np.int32), hint.start[integer])
     solver.run()
     status, info = solver.getModelStatus(), solver.getInfo()
     if status in _NONE:
@@ -218,7 +274,7 @@ def _solve(lp: highspy.HighsLp, terms: Terms, limit_s: float) -> Solution | None
     stopped = status == highspy.HighsModelStatus.kTimeLimit
     if stopped and info.primal_solution_status != _FEASIBLE:
         raise NoTimeError
-    if not stopped and status != highspy.HighsModelStatus.kOptimal:
+    if not stopped and status not in _ENDED:
         raise ArithmeticError(f"the program was not solved: {status}")
     values = np.array(solver.getSolution().col_value)
     objective, bound = float(info.objective_function_value), float(info.mip_dual_bound)

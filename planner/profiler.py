@@ -12,11 +12,14 @@ from broker.errors import TokenyardError
 from planner.fit import Fit, Point, fit_profile
 from planner.measured_steps import EngineLimits, Lengths, Load, Observation, points_of, terms_of
 from planner.profiling_plan import first_loads, further_loads, warm_up
+from planner.saturation import Filling, Part, Served, Stretch, filling, parts_of, put_right
 
 log = logging.getLogger(__name__)
 
 #: Tokens each request generates: enough steps for a median, and for the time of the whole to be mostly decoding.
 _OUTPUT_TOKENS = 24
+#: The share of the time for which an engine that tells its steps is kept full.
+_SATURATED_SHARE = 0.4
 
 
 class ProfilingError(TokenyardError):
@@ -28,6 +31,14 @@ class Bench(Protocol):
 
     async def run(self, request: Lengths) -> Lengths:
         """Run one request with a prompt that the engine has not seen; returns the lengths it had.
+
+        Raises:
+            TokenyardError: the engine refused it, or died.
+        """
+        ...
+
+    async def run_text(self, request: Lengths) -> Lengths:
+        """The same with a prompt that is text and has about that length.
 
         Raises:
             TokenyardError: the engine refused it, or died.
@@ -59,7 +70,8 @@ async def measure(bench: Bench, limits: EngineLimits, *, budget_s: float) -> Mea
     """Measure a started engine that nobody else uses.
 
     The few loads without which nothing can be fitted are always run. What they tell predicts how long each further one
-    will take; these are run cheapest first, then all once more, until the next would end after the budget.
+    will take; these are run cheapest first, then all once more, until the next would end after the budget. An engine
+    that tells its steps is kept full for the last part of it, see ``planner.saturation``.
 
     Args:
         limits: what the engine can hold.
@@ -69,7 +81,7 @@ async def measure(bench: Bench, limits: EngineLimits, *, budget_s: float) -> Mea
         ProfilingError: nothing it answered took any time.
         TokenyardError: a request failed.
     """
-    session = _Session(bench, limits, budget_s)
+    session = _Session(bench, limits)
     for load in warm_up(limits):
         await session.run(load)
     session.observations.clear()
@@ -78,20 +90,24 @@ async def measure(bench: Bench, limits: EngineLimits, *, budget_s: float) -> Mea
         await session.run(load)
     by_steps = any(point.kind != "whole" for point in session.points())
     further = [load for load in further_loads(limits, _OUTPUT_TOKENS) if by_steps or load.together]
-    await session.run_cheapest(further)
+    until_s = budget_s * (1 - _SATURATED_SHARE if by_steps else 1)
+    await session.run_cheapest(further, until_s)
     # What time is left goes into repeats, so that what disturbs the device for a while does not decide.
-    await session.run_cheapest([*first, *further])
-    return Measurement(session.fit(), len(session.observations), session.spent(), by_steps)
+    await session.run_cheapest([*first, *further], until_s)
+    full = filling(limits) if by_steps else None
+    parts: list[Part] = []
+    if full is not None:
+        parts = await session.keep_full(full, max(budget_s - session.spent(), budget_s * _SATURATED_SHARE / 2))
+    return Measurement(put_right(session.fit(), parts), len(session.observations), session.spent(), by_steps)
 
 
 class _Session:
     """One measurement under way."""
 
-    def __init__(self, bench: Bench, limits: EngineLimits, budget_s: float) -> None:
+    def __init__(self, bench: Bench, limits: EngineLimits) -> None:
         self.observations: list[Observation] = []
         self._bench = bench
         self._limits = limits
-        self._budget_s = budget_s
         self._loop = asyncio.get_running_loop()
         self._began = self._loop.time()
 
@@ -110,14 +126,14 @@ class _Session:
         except ValueError as error:
             raise ProfilingError(f"the engine cannot be measured: {error}") from None
 
-    async def run_cheapest(self, loads: Iterable[Load]) -> None:
-        """Run these loads, cheapest first by what is known by then, until the next would end after the budget."""
+    async def run_cheapest(self, loads: Iterable[Load], until_s: float) -> None:
+        """Run these loads, cheapest first by what is known by then, until the next would end after so long."""
         waiting = list(loads)
         while waiting:
             profile = self.fit().profile
             predicted = [terms_of(load, self._limits).seconds(profile) for load in waiting]
             cheapest = min(predicted)
-            if self.spent() + cheapest > self._budget_s:
+            if self.spent() + cheapest > until_s:
                 return
             await self.run(waiting.pop(predicted.index(cheapest)))
 
@@ -130,6 +146,32 @@ class _Session:
         log.debug("%d requests of %s, %d at once: %.3f s", len(lengths), lengths[0], load.concurrency, seconds)
         observed = Load(tuple(lengths), load.concurrency)
         self.observations.append(Observation(observed, seconds, tuple(self._bench.take_steps())))
+
+    async def keep_full(self, full: Filling, seconds: float) -> list[Part]:
+        """Give the engine one request after another for so long, then abort what runs; what it did meanwhile."""
+        self._bench.take_steps()
+        began = self._loop.time()
+        served: list[Served] = []
+        running: dict[int, Served] = {}
+
+        async def place(number: int) -> None:
+            request = full.first(number)
+            while True:
+                running[number] = Served(self._loop.time(), float("inf"), request.prompt)
+                lengths = await self._bench.run_text(request)
+                served.append(running.pop(number)._replace(ended=self._loop.time(), prompt=lengths.prompt))
+                request = full.next((self._loop.time() - began) / seconds)
+
+        try:
+            async with asyncio.timeout(seconds), asyncio.TaskGroup() as group:
+                for number in range(full.together):
+                    group.create_task(place(number))
+        except TimeoutError:
+            pass
+        except ExceptionGroup as errors:
+            raise errors.exceptions[0] from None
+        served += running.values()
+        return parts_of(Stretch(tuple(served), tuple(self._bench.take_steps())))
 
 
 async def _closed_loop(bench: Bench, load: Load) -> list[Lengths]:

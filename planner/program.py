@@ -31,11 +31,12 @@ from dataclasses import dataclass
 
 import highspy
 import numpy as np
+from numpy.typing import NDArray
 
 from broker.fluid import LengthClass
 from broker.throughput import DeviceKind
 from planner.layouts import MachineType
-from planner.mixed_integer import Solution, Terms, solve_large, solve_whole
+from planner.mixed_integer import Hint, Solution, Terms, solve_large, solve_whole
 from planner.sparse_rows import Array, Rows, fill
 
 #: A program of more x than this is solved by way of a smaller one, without those x that are further than this share of
@@ -86,6 +87,23 @@ class Choice:
     stopped: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Before:
+    """A program that was solved before, of machines with the same and no better layouts, for the highest rate.
+
+    Attributes:
+        program: it.
+        most_rate: no plan of its machines has more, jobs a second.
+        start: a plan to begin with.
+        spared: the machine type that does without its layouts there.
+    """
+
+    program: Program
+    most_rate: float
+    start: Mapping[Column, int]
+    spared: int
+
+
 class Program:
     """The program for some machines and a mix of jobs, to be solved for one goal after another."""
 
@@ -129,9 +147,14 @@ class Program:
         self._rate = self._w + len(self._spared)
         self._scale = self._rate_scale()
         self._matrix = self._build()
+        self._useful: NDArray[np.bool_] | None = None
 
-    def solve(self, goal: Goal) -> Choice | None:
+    def solve(self, goal: Goal, before: Before | None = None) -> Choice | None:
         """The best counts for a goal, or the best that were found in time; None where nothing reaches it.
+
+        Args:
+            goal: what to look for.
+            before: a program much like it whose goal was the rate, as this one's is.
 
         Raises:
             NoTimeError: the time ran out before anything was found.
@@ -139,11 +162,31 @@ class Program:
         lp, unit = self._model(goal)
         terms = Terms(self._gap, max(1e-9, self._gap * goal.of_value / unit), self.left_s, self._prove_s)
         large = len(self._cs) > self._large
-        found = solve_large(lp, self._cs, _NEAR, terms) if large else solve_whole(lp, terms)
+        hint = self._hint(before, unit) if before is not None and large else None
+        found = solve_large(lp, self._cs, _NEAR, terms, hint) if large else solve_whole(lp, terms)
         if found is None:
             return None
+        self._useful = found.useful
         self._left_s -= found.seconds
         return self._choice(found, unit)
+
+    def _hint(self, before: Before, unit: float) -> Hint | None:
+        """What the program before tells of this one's columns; None where it was solved without a relaxation."""
+        earlier = before.program
+        if earlier._useful is None:
+            return None
+        known = np.ones((len(self._shares), len(earlier._kinds) + 1), dtype=bool)  # the last: of kinds new to it
+        known[earlier._cs, earlier._ks] = earlier._useful[: earlier._y]
+        number = {kind: k for k, kind in enumerate(earlier._kinds)}
+        of_kind = np.array([number.get(kind, len(earlier._kinds)) for kind in self._kinds])
+        useful = np.ones(self._rate + 1, dtype=bool)
+        useful[: self._y] = known[self._cs, of_kind[self._ks]]
+        start = np.zeros(self._rate + 1)
+        for i, column in enumerate(self._columns):
+            start[self._z + i] = before.start.get(column, 0)
+        for i, m in enumerate(self._spared):
+            start[self._w + i] = float(m == before.spared)
+        return Hint(useful, -before.most_rate / unit, start)
 
     @property
     def left_s(self) -> float:

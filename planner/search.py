@@ -7,18 +7,21 @@ Exact, up to ``GAP``: machines that are alike are counted (``planner.program``),
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from broker.errors import UsageError
 from broker.fluid import LengthClass
+from broker.throughput import Work
 from planner.cluster_plan import ClusterPlan, PlannedMachine, cluster_plan
 from planner.layouts import MachineType, with_degree_and_without
 from planner.mixed_integer import NoTimeError
-from planner.program import Choice, Goal, Program
+from planner.program import Before, Choice, Column, Goal, Program
 
 #: A plan within this share of the best is taken for the best: far less than any prediction is true to.
 GAP = 1e-4
+#: The runner-up is only compared with.
+_RUNNER_UP_GAP = 1e-3
 #: Dinkelbach's method ends in a few rounds; it gains this share at least in each.
 _ROUNDS, _LEAST_GAIN = 50, 1e-9
 _FEWER = "give fewer --seats or --dtype, or plan for some of the machines"
@@ -40,7 +43,7 @@ class SearchResult:
     Attributes:
         best: the plan of the highest throughput.
         runner_up: the best one in which one kind of machine does without engines of the degree that ``best`` gives
-            most of its devices there; None where there is no other.
+            most of its devices there, within a thousandth; None where there is no other.
         left_out: share of the jobs that no configuration of any machine can hold, 0 to 1.
     """
 
@@ -72,22 +75,69 @@ def search(
         raise NoPlanError(f"no plan was found in {limit_s:g} s: {_FEWER}") from None
     if best is None:
         raise NoPlanError(_no_plan(types))
-    return SearchResult(_plan(types, best, kept), _runner_up(types, best, kept, gap, program.left_s), left_out)
+    return SearchResult(_plan(types, best, kept), _runner_up(types, best, kept, gap, program), left_out)
 
 
 def _runner_up(
-    types: Sequence[MachineType], best: Choice, classes: Sequence[LengthClass], gap: float, limit_s: float
+    types: Sequence[MachineType], best: Choice, classes: Sequence[LengthClass], gap: float, program: Program
 ) -> ClusterPlan | None:
     """One program that says, too, which kind of machine does without the degree; None where the time is over."""
     changed = [*types]
     spared: dict[int, frozenset[int]] = {}
     for m, (device, units) in _main_degrees(types, best).items():
         changed[m], spared[m] = with_degree_and_without(types[m], device, units, classes)
-    try:
-        found = Program(changed, classes, gap, limit_s, _PROVE_S, spared).solve(Goal()) if spared else None
-    except NoTimeError:
+    if not spared:
         return None
+    spare, start = _without_degree(changed, spared, best, classes)
+    before = Before(program, best.rate + best.short, start, spare)
+    gap = max(gap, _RUNNER_UP_GAP)
+    try:
+        found = Program(changed, classes, gap, program.left_s, _PROVE_S, spared).solve(Goal(), before)
+    except NoTimeError:  # what it was to begin with is a plan, too
+        rough = _plan(changed, Choice(start, 0.0, 0.0, 0.0), classes)
+        if not rough.jobs_per_s > 0:
+            return None
+        return replace(rough, gap=max(before.most_rate / rough.jobs_per_s - 1, 0.0), stopped=True)
     return _plan(changed, found, classes) if found is not None and found.rate > 0 else None
+
+
+def _without_degree(
+    types: Sequence[MachineType],
+    spared: Mapping[int, frozenset[int]],
+    best: Choice,
+    classes: Sequence[LengthClass],
+) -> tuple[int, dict[Column, int]]:
+    """A second plan to begin with: as the best, but for the type of machine that loses least by it, at a guess."""
+    work = _mean_work(classes)
+    found: list[tuple[float, int, dict[Column, int]]] = []
+    for m, with_it in spared.items():
+        pace = [_pace(types[m], layout, work) for layout in range(len(types[m].layouts))]
+        mine = {layout: count for (n, layout), count in best.layouts.items() if n == m}
+        others = [layout for layout in range(len(pace)) if layout not in with_it]
+        start = {column: count for column, count in best.layouts.items() if column[0] != m}
+        loss = sum(count * pace[layout] for layout, count in mine.items())
+        if others:
+            other = max(others, key=pace.__getitem__)
+            start[m, other] = sum(mine.values())
+            loss -= pace[other] * sum(mine.values())
+        found.append((loss, m, start))
+    _, spare, start = min(found, key=lambda each: each[:2])
+    return spare, start
+
+
+def _mean_work(classes: Sequence[LengthClass]) -> Work:
+    jobs = sum(c.jobs for c in classes)
+    columns = zip(*(c.work for c in classes), strict=True)
+    return Work(*(sum(c.jobs * each for c, each in zip(classes, column, strict=True)) / jobs for column in columns))
+
+
+def _pace(machines: MachineType, layout: int, mean: Work) -> float:
+    """Jobs a second of a layout's engines, each for itself and on the mean job."""
+    pace = 0.0
+    for option, count in machines.layouts[layout]:
+        profile = machines.options[option].kind.profile
+        pace += count / max(profile.own_seconds(mean) + profile.decode_d * profile.steps_needed(mean), 1e-12)
+    return pace
 
 
 def cheapest(

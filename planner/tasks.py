@@ -37,8 +37,9 @@ _POLL_S = 0.5
 #: After an error of arq's own: wait this long at first and at most (seconds).
 _FIRST_S, _LONGEST_S = 0.5, 30.0
 
-#: Measures an engine with these options of ``tokenyard profile``; says in one line what it found.
-Measure = Callable[[Sequence[str]], Awaitable[str]]
+#: Measures an engine with these options of ``tokenyard profile``, on this host (empty: the planner's); says in one
+#: line what it found.
+Measure = Callable[[Sequence[str], str], Awaitable[str]]
 
 
 def to_json(value: Any) -> bytes:
@@ -74,10 +75,13 @@ class PlannerTasks:
         del ctx
         return await self._say(self._look(at_once=True))
 
-    async def profile_device(self, ctx: dict[Any, Any], options: Sequence[str]) -> str:
-        """Asked for: measure an engine on this host, with these options of ``tokenyard profile``."""
+    async def profile_device(self, ctx: dict[Any, Any], options: Sequence[str], host: str = "") -> str:
+        """Asked for: measure an engine with these options of ``tokenyard profile``.
+
+        Only the planner's own host can be measured from here; of another the answer says what to run there.
+        """
         del ctx
-        return await self._say(self._measure(options))
+        return await self._say(self._measure(options, host))
 
     async def _look(self, *, at_once: bool) -> str:
         async with self._one_at_a_time:

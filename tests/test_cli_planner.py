@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import AsyncGenerator
 from pathlib import Path
 
@@ -87,8 +88,8 @@ async def test_an_inventory_with_a_typo_is_one_line_and_no_plan(cluster: Cluster
 
 async def test_it_measures_on_this_host(cluster: Cluster) -> None:
     settings = cluster.settings.model_copy(update={"redis_url": SecretStr(cluster.url)})
-    said = await measure_here(settings, "m")(["--engine", "simulated"])
-    assert said.startswith("measured --engine simulated: ")
+    said = await measure_here(settings, "m")(["--engine", "simulated"], socket.gethostname())
+    assert said.startswith(f"measured --engine simulated on {socket.gethostname()}: ")
 
     async def stored() -> bool:
         records = await ProfileStore(cluster.redis, settings.pool).all()

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import product
+from unittest.mock import patch
 
 import pytest
 from hypothesis import assume, given, settings
@@ -19,7 +21,7 @@ from planner.estimate import Estimator, Measured
 from planner.inventory import Machine
 from planner.layouts import MachineType, machine_types
 from planner.mixed_integer import NoTimeError
-from planner.program import Choice, Goal, Program
+from planner.program import Before, Choice, Goal, Program
 from planner.scaling import Times
 from planner.search import GAP, NoPlanError, cheapest, fastest_within, least_price, search
 
@@ -108,6 +110,13 @@ def test_it_finds_what_trying_everything_finds(
     if found.runner_up is not None:
         assert found.runner_up.jobs_per_s <= found.best.jobs_per_s * (1 + GAP)
 
+    with patch("planner.search.Program", partial(Program, large=0)):  # by way of smaller programs
+        again = search(types, mix, gap=0.0)
+    assert again.best.jobs_per_s == pytest.approx(found.best.jobs_per_s, rel=GAP)
+    assert (again.runner_up is None) == (found.runner_up is None)
+    if found.runner_up is not None and again.runner_up is not None:
+        assert again.runner_up.jobs_per_s == pytest.approx(found.runner_up.jobs_per_s, rel=3e-3)
+        assert again.runner_up.machines != again.best.machines
     large = Program(types, mix, 0.0, large=0).solve(Goal())
     assert large is not None
     assert large.rate == pytest.approx(max(rates), rel=GAP)
@@ -282,11 +291,11 @@ class Stopping(Program):
 
     rounds = 10**6
 
-    def solve(self, goal: Goal) -> Choice | None:
+    def solve(self, goal: Goal, before: Before | None = None) -> Choice | None:
         if self.rounds == 0:
             raise NoTimeError
         self.rounds -= 1
-        return super().solve(goal)
+        return super().solve(goal, before)
 
 
 class TestTimeLimit:

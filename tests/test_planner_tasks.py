@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import AsyncGenerator, Sequence
 from pathlib import Path
 from typing import Any
 
 import orjson
 import pytest
+from cli_process import tokenyard
 from cluster_fixtures import Cluster, cluster_of, eventually
 from test_replanning import NOW, Menu, end_jobs, planner, plans
 from test_rubbish import documented_to_live_for_ever
@@ -37,11 +39,11 @@ class Planners:
         self._tasks.append(asyncio.ensure_future(process.run()))
         return self._tasks[-1]
 
-    async def _measure(self, options: Sequence[str]) -> str:
-        if not options:
+    async def _measure(self, options: Sequence[str], host: str) -> str:
+        if not options or host == "gone":
             raise UsageError("nothing to measure")
         self.measured.append(options)
-        return "measured"
+        return f"measured on {host}" if host else "measured"
 
     async def ask(self, function: str, *arguments: object, timeout_s: float = 20.0) -> str:
         return await ask(self.cluster.redis, self.cluster.settings.pool, function, *arguments, timeout_s=timeout_s)
@@ -88,7 +90,26 @@ async def test_asked_for(planners: Planners) -> None:
     assert (await planners.ask("replan")).startswith("plan 1: ")
     assert await planners.ask("profile_device", ["--seats", "4"]) == "measured"
     assert planners.measured == [["--seats", "4"]]
+    assert await planners.ask("profile_device", ["--seats", "4"], "far") == "measured on far"
     assert await planners.ask("profile_device", []) == "error: nothing to measure"
+
+
+async def test_a_measurement_that_fails_is_all_that_was_done(planners: Planners) -> None:
+    planners.start(LookTerms(watch_s=0, resize=ResizeTerms()), every_s=600)
+    await end_jobs(planners.cluster)
+    asked = ("replan", "--pool", planners.cluster.settings.pool)
+    failed = await tokenyard(planners.cluster.url, *asked, "--measure", "--seats 4", "--host", "gone")
+    assert (failed.code, failed.out) == (1, "error: nothing to measure\n")
+    done = await tokenyard(planners.cluster.url, *asked, "--measure", "--seats 4", "--host", "far")
+    assert done.code == 0, done.err
+    assert done.out.startswith("measured on far\nplan 1")
+    wrong = await tokenyard(planners.cluster.url, *asked, "--host", "far")
+    assert wrong.code == 2
+    assert "--host says where --measure is to measure" in wrong.err
+
+
+async def test_what_cannot_be_asked(planners: Planners) -> None:
+    planners.start(LookTerms(watch_s=0, resize=ResizeTerms()), every_s=600)
     with pytest.raises(TokenyardError, match="could not do that"):
         await planners.ask("no_such_thing")
     with pytest.raises(TokenyardError, match="could not do that"):
@@ -156,7 +177,18 @@ async def test_measuring_takes_no_option_that_a_plan_could_not_give(planners: Pl
     settings = planners.cluster.settings.model_copy(update={"redis_url": None})
     for words in (["--url", "http://x"], ["--model", "theirs"], ["--engine-arg", "trust-remote-code=1"]):
         with pytest.raises(UsageError):
-            await measure_here(settings, "ours")(words)
+            await measure_here(settings, "ours")(words, "")
+
+
+async def test_what_is_asked_of_another_host_is_said_and_not_measured_here(planners: Planners) -> None:
+    settings = planners.cluster.settings.model_copy(update={"redis_url": None})
+    with pytest.raises(UsageError) as error:
+        await measure_here(settings, "our model")(["--seats", "4"], "gpu-7")
+    said = str(error.value)
+    assert f"`tokenyard profile --model 'our model' --seats 4 --pool {settings.pool}` on 'gpu-7'" in said
+    assert f"this planner is on {socket.gethostname()}" in said
+    with pytest.raises(UsageError, match="the model .theirs. is none"):
+        await measure_here(settings, "ours")(["--model", "theirs"], "gpu-7")
 
 
 def test_when_it_looks() -> None:

@@ -133,6 +133,9 @@ class CountingBench:
         self.running -= 1
         return request
 
+    async def run_text(self, request: Lengths) -> Lengths:
+        return await self.run(request)
+
     def take_steps(self) -> list[EngineStep]:
         return []
 

@@ -17,6 +17,8 @@ _URL = "/v1/completions"
 # Ids that are common tokens in every large vocabulary: past the bytes and the control tokens.
 _FIRST_TOKEN, _LAST_TOKEN = 1_000, 20_000
 _MESSAGE_CHARS = 300
+#: Words that are a token each, with the space before, in most vocabularies.
+_WORDS = ("the", "of", "and", "to", "in", "is", "was", "for", "on", "that", "with", "as", "by", "at", "from", "it")
 
 
 class EngineBench:
@@ -42,9 +44,22 @@ class EngineBench:
             ProfilingError: the engine refused it.
             EngineUnavailableError: the engine died.
         """
+        prompt = [self._random.randrange(_FIRST_TOKEN, _LAST_TOKEN) for _ in range(request.prompt)]
+        return await self._run(prompt, request)
+
+    async def run_text(self, request: Lengths) -> Lengths:
+        """The same with a prompt of about that length that is text, which the engine has to tokenize as at work.
+
+        Raises:
+            ProfilingError: the engine refused it.
+            EngineUnavailableError: the engine died.
+        """
+        return await self._run(" ".join(self._random.choices(_WORDS, k=request.prompt)), request)
+
+    async def _run(self, prompt: str | list[int], request: Lengths) -> Lengths:
         body = {
             "model": self._model,
-            "prompt": [self._random.randrange(_FIRST_TOKEN, _LAST_TOKEN) for _ in range(request.prompt)],
+            "prompt": prompt,
             "max_tokens": request.output,
             "ignore_eos": True,
             "temperature": 0,

@@ -59,6 +59,7 @@ def record_of(kind: EngineKind, capacity: Capacity, fit: Fit, today: date) -> Pr
         measured=today,
         profile=ProfileValues.of(fit.profile),
         errors=fit.errors,
+        overhead=min(max(round(fit.overhead, 4), 1e-3), 1e3),
     )
 
 

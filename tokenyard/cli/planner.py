@@ -96,25 +96,31 @@ def replan(
     measure: Annotated[
         str, typer.Option(help="First measure an engine on the planner's host: options of `tokenyard profile`.")
     ] = "",
+    host: Annotated[str, typer.Option(help="Where --measure is to measure; of another host it says how.")] = "",
     timeout_s: Annotated[float, typer.Option(min=1, help="Wait so long for the planner's answer.")] = 120.0,
     pool: PoolName = None,
     redis_url: RedisUrl = None,
 ) -> None:
     """Ask the planner that runs to plan now: any gain is enough. Prints what it says."""
     settings = settings_of(redis_url=redis_url, pool=pool)
-    run(_replan(settings, measure, timeout_s), settings)
+    run(_replan(settings, measure, host, timeout_s), settings)
 
 
-async def _replan(settings: Settings, measure: str, timeout_s: float) -> int:
+async def _replan(settings: Settings, measure: str, host: str, timeout_s: float) -> int:
     from planner.tasks import ask  # arq, which no other command waits for
 
     try:
         options = shlex.split(measure)
     except ValueError as error:
         raise UsageError(f"--measure {measure!r}: {error}") from None
+    if host and not options:
+        raise UsageError("--host says where --measure is to measure: give that, too")
     async with connected(redis_url_of(settings)) as client:
         if options:
-            typer.echo(await ask(client, settings.pool, "profile_device", options, timeout_s=timeout_s))
+            said = await ask(client, settings.pool, "profile_device", options, host, timeout_s=timeout_s)
+            typer.echo(said)
+            if said.startswith("error:"):  # a plan would not be what was asked for
+                return 1
         said = await ask(client, settings.pool, "replan", timeout_s=timeout_s)
     typer.echo(said)
     return 1 if said.startswith("error:") else 0

@@ -23,6 +23,8 @@ def profile_view(found: EngineProfile) -> RenderableType:
     record, measurement = found.record, found.measurement
     how = "steps timed by the engine" if measurement.by_steps else "whole requests timed"
     head = f"{record.configuration}\n{measurement.loads} loads in {measurement.seconds:.1f} s, {how}"
+    if record.errors.saturated:
+        head += f"\nkept full it takes {record.overhead:.2f} times what its single steps promise: that is in the times"
     return Group(Text(head), _coefficients(record.profile), _errors(found), Text(_promise(record.profile)))
 
 
@@ -53,6 +55,7 @@ def _errors(found: EngineProfile) -> Table:
         "decode": errors.decode,
         "prefill and decode": errors.mixed,
         "whole requests": errors.whole,
+        "kept full": errors.saturated,
     }
     for name, error in kinds.items():
         if error is not None:
