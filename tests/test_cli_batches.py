@@ -95,7 +95,14 @@ async def test_submitting_again_runs_nothing_twice(cluster: Cluster, tmp_path: P
     source = requests(tmp_path, cluster.model, 3)
     batch = new_batch_id()
     first = await tokenyard(cluster.url, "submit", source, "--batch", batch, "--json")
-    assert json.loads(first.out) == {"batch": batch, "accepted": 3, "known": 0, "refused": 0, "on_disk": True}
+    assert json.loads(first.out) == {
+        "batch": batch,
+        "accepted": 3,
+        "known": 0,
+        "refused": 0,
+        "on_disk": True,
+        "replicas": 0,
+    }
     await all_run(engine, 3)
     again = await tokenyard(cluster.url, "submit", source, "--batch", batch)
     assert (again.code, again.out) == (0, f"{batch}\n")

@@ -19,10 +19,12 @@ from gateway_fixtures import serving
 from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
+from broker.keys import POOLS, PoolKeys
 from broker.pool_plan import PlannedWorker, PoolPlan
 from broker.store.dead import DeadLetterStore
 from broker.store.plans import PlanStore
 from broker.throughput import Profile
+from tokenyard.metrics.exporter import queue_page
 
 MONITORING = ROOT / "monitoring"
 _NAME = re.compile(r"tokenyard_[a-z_]+")
@@ -167,6 +169,22 @@ def test_each_metric_is_described() -> None:
     described = set(_NAME.findall(table))
     shown = {name for _, expression in EXPRESSIONS for name in _NAME.findall(expression)}
     assert {name.removesuffix("_bucket") for name in shown} == described
+
+
+async def test_a_pool_with_a_key_of_another_kind_hides_no_other(cluster: Cluster) -> None:
+    await cluster.register_model()
+    broken = PoolKeys(f"{cluster.settings.pool}-broken")
+    await cluster.redis.sadd(POOLS, broken.pool)
+    wrong = [broken.requests("normal"), broken.workers, broken.tenants, broken.lease, broken.dead, broken.plan]
+    for key in wrong:
+        await cluster.redis.set(key, "text")
+    try:
+        found = families((await queue_page(cluster.client)).decode())
+        pools = {sample.labels["pool"] for sample in found["tokenyard_queue_jobs"].samples}
+        assert {cluster.settings.pool, broken.pool} <= pools
+    finally:
+        await cluster.redis.srem(POOLS, broken.pool)
+        await cluster.redis.delete(*wrong)
 
 
 async def test_reasons_that_were_written_by_hand(cluster: Cluster) -> None:

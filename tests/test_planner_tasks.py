@@ -187,7 +187,7 @@ async def test_what_is_asked_of_another_host_is_said_and_not_measured_here(plann
     said = str(error.value)
     assert f"`tokenyard profile --model 'our model' --seats 4 --pool {settings.pool}` on 'gpu-7'" in said
     assert f"this planner is on {socket.gethostname()}" in said
-    with pytest.raises(UsageError, match="the model .theirs. is none"):
+    with pytest.raises(UsageError, match=r"the model .theirs. is none"):
         await measure_here(settings, "ours")(["--model", "theirs"], "gpu-7")
 
 

@@ -96,6 +96,9 @@ FAMILIES: dict[str, Family] = {
     "letter": Family(
         "hash", lambda k: [k.letter(JOB), k.letter("%s%n")], r"is no dead letter: skipped", fields=("batch", "history")
     ),
+    "given_up": Family(
+        "hash", lambda k: [k.given_up], why="what is no reason with a number is not counted", fields=("x",)
+    ),
     "fence": Family("string", lambda k: [k.fence], why="nobody reads it"),
     "batches": Family("zset", lambda k: [k.batches], why="only batches that are there are shown; others are removed"),
     "ended": Family("hash", lambda k: [k.ended(BATCH)], why="what is no cursor is no result", fields=("x",)),

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable
 from typing import Any
 
 from broker import keys
 from broker.cluster import Heartbeat, parse_heartbeat
-from broker.connection import BLOCK_S, RedisClient, clock
+from broker.connection import BLOCK_S, RedisClient, RedisError, clock
 from broker.job_record import JobRecord, batch_of, cursor_before, parse_job, short_id
 from broker.scripts import text
 from broker.tenant_names import is_tenant
@@ -27,7 +28,8 @@ class MonitorStore:
 
     async def heartbeats(self) -> dict[str, Heartbeat | None]:
         """The last heartbeat of each worker; None where it expired or cannot be read."""
-        names = [name.decode(errors="surrogateescape") for name in await self._redis.zrange(self.keys.workers, 0, -1)]
+        members = await _sound(self._redis.zrange(self.keys.workers, 0, -1), [])
+        names = [name.decode(errors="surrogateescape") for name in members]
         pipe = self._redis.pipeline(transaction=False)
         for name in names:
             pipe.hgetall(self.keys.worker(name))
@@ -39,7 +41,7 @@ class MonitorStore:
         pipe = self._redis.pipeline(transaction=False)
         for name in workers:
             pipe.xlen(self.keys.device(name))
-        return dict(zip(workers, await pipe.execute() if workers else [], strict=True))
+        return dict(zip(workers, await _each(pipe, 0), strict=True))
 
     async def waiting(self) -> dict[str, int]:
         """Jobs in each request stream, those of all tenants together."""
@@ -48,7 +50,7 @@ class MonitorStore:
         for level in levels:
             pipe.xlen(self.keys.requests(level))
         found: dict[str, int] = dict.fromkeys(keys.LEVELS, 0)
-        for level, jobs in zip(levels, await pipe.execute(), strict=True):
+        for level, jobs in zip(levels, await _each(pipe, 0), strict=True):
             found[level.partition(":")[0]] += jobs
         return found
 
@@ -62,7 +64,7 @@ class MonitorStore:
         for level in levels:
             pipe.xrange(self.keys.requests(level), count=1)
         found: dict[str, float] = {}
-        for level, entries in zip(levels, await pipe.execute(), strict=True):
+        for level, entries in zip(levels, await _each(pipe, []), strict=True):
             if entries:
                 name, since = level.partition(":")[0], int(entries[0][0].partition(b"-")[0]) / 1000
                 found[name] = min(since, found.get(name, since))
@@ -70,7 +72,7 @@ class MonitorStore:
 
     async def _levels(self) -> list[str]:
         """The request streams, those of tenants, too."""
-        names = [text(name) for name in await self._redis.smembers(self.keys.tenants)]
+        names = map(text, await _sound(self._redis.smembers(self.keys.tenants), set()))
         levels: list[str] = [*keys.LEVELS]
         for tenant in filter(is_tenant, names):
             levels += [keys.tenant_level(level, tenant) for level in keys.FRESH_LEVELS]
@@ -82,7 +84,7 @@ class MonitorStore:
 
     async def batches(self, limit: int = 50) -> list[str]:
         """Ids of batches that are stored, newest first, at most ``limit``."""
-        names = await self._redis.zrevrange(self.keys.batches, 0, limit - 1)
+        names = await _sound(self._redis.zrevrange(self.keys.batches, 0, limit - 1), [])
         ids = [name for name in map(text, names) if name.isprintable() and len(name) <= _BATCH_CHARS]
         pipe = self._redis.pipeline(transaction=False)
         for batch_id in ids:
@@ -113,7 +115,7 @@ class MonitorStore:
 
     async def lease_owner(self) -> str | None:
         """Who schedules this pool now."""
-        owner = await self._redis.hget(self.keys.lease, "owner")
+        owner = await _sound(self._redis.hget(self.keys.lease, "owner"), None)
         return text(owner)[:_BATCH_CHARS] if owner else None
 
     async def clock(self) -> float:
@@ -137,20 +139,29 @@ class MonitorStore:
 
 async def count_members(redis: RedisClient, key: str) -> int:
     """Members of a sorted set; a key that is none counts as empty."""
-    pipe = redis.pipeline(transaction=False)
-    pipe.zcard(key)
-    [found] = await pipe.execute(raise_on_error=False)
-    if isinstance(found, Exception):
-        if not str(found).startswith("WRONGTYPE"):
-            raise found
-        return 0
-    return int(found)
+    return int(await _sound(redis.zcard(key), 0))
+
+
+async def _sound(answer: Awaitable[Any], otherwise: Any) -> Any:
+    """What Redis answers; ``otherwise`` where somebody made the key another kind of value."""
+    try:
+        return await answer
+    except RedisError as error:
+        return _unless_of_another_kind(error, otherwise)
+
+
+async def _each(pipe: Any, otherwise: Any) -> list[Any]:
+    """The same for each answer of a pipeline."""
+    answers = await pipe.execute(raise_on_error=False) if len(pipe) else []
+    return [_unless_of_another_kind(a, otherwise) if isinstance(a, Exception) else a for a in answers]
 
 
 def _hash(answer: Any) -> dict[bytes, bytes]:
     """What HGETALL answered; a key that is no hash counts as empty."""
-    if not isinstance(answer, Exception):
-        return answer
-    if not str(answer).startswith("WRONGTYPE"):
-        raise answer
-    return {}
+    return _unless_of_another_kind(answer, {}) if isinstance(answer, Exception) else answer
+
+
+def _unless_of_another_kind(error: Exception, otherwise: Any) -> Any:
+    if not str(error).startswith("WRONGTYPE"):
+        raise error
+    return otherwise
