@@ -173,18 +173,19 @@ def test_each_metric_is_described() -> None:
 
 async def test_a_pool_with_a_key_of_another_kind_hides_no_other(cluster: Cluster) -> None:
     await cluster.register_model()
+    redis: Any = cluster.redis  # redis-py's types are those of its other client
     broken = PoolKeys(f"{cluster.settings.pool}-broken")
-    await cluster.redis.sadd(POOLS, broken.pool)
+    await redis.sadd(POOLS, broken.pool)
     wrong = [broken.requests("normal"), broken.workers, broken.tenants, broken.lease, broken.dead, broken.plan]
     for key in wrong:
-        await cluster.redis.set(key, "text")
+        await redis.set(key, "text")
     try:
         found = families((await queue_page(cluster.client)).decode())
         pools = {sample.labels["pool"] for sample in found["tokenyard_queue_jobs"].samples}
         assert {cluster.settings.pool, broken.pool} <= pools
     finally:
-        await cluster.redis.srem(POOLS, broken.pool)
-        await cluster.redis.delete(*wrong)
+        await redis.srem(POOLS, broken.pool)
+        await redis.delete(*wrong)
 
 
 async def test_reasons_that_were_written_by_hand(cluster: Cluster) -> None:
