@@ -125,7 +125,7 @@ def gain_of(today_tokens_per_s: float, new_tokens_per_s: float, change: Change, 
     if today_tokens_per_s <= 0:
         return math.inf
     work = load.backlog_tokens + horizon_s * load.tokens_per_s
-    if work <= 0:  # nothing to do, nothing to delay: as if there were a horizon's work
+    if work < 1:  # not a token to do, nothing to delay: as if there were a horizon's work
         work = horizon_s * today_tokens_per_s
     today = work / today_tokens_per_s
     meanwhile = change.seconds * change.tokens_per_s

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from broker.pool_plan import PlannedWorker, PoolPlan
@@ -101,6 +101,7 @@ class TestChange:
 
 class TestGain:
     @given(RATES, RATES, st.floats(0, 1e7), st.floats(0, 1e6))
+    @example(1.0, 2.0, 5e-324, 0.0)
     def test_without_a_restart_it_is_the_rates_alone(self, r0: float, r1: float, backlog: float, rate: float) -> None:
         assert gain_of(r0, r1, NOTHING, Load(backlog, rate), 1800) == pytest.approx(1 - r0 / r1, abs=1e-6)
 
