@@ -27,8 +27,8 @@ _INTERVAL_A_PAIR_S = 1e-3
 _MIX_MOVED = 0.1
 #: And where the end can be seen, when this share of what waited has gone.
 _GONE = 0.7
-#: Where the end is in sight, and less time is left than so many jobs of a class take one after another, it goes first.
-_GENERATIONS = 1.5
+#: Where the end is in sight, jobs go first whose steps are more than this share of those that their device has left.
+_URGENT = 0.9
 #: A device out of jobs of its own takes others' where it would be done within this share of the time that all need.
 _SPARE = 0.9
 #: A job that costs no more than this, in seconds of the cluster, costs nothing.
@@ -134,7 +134,7 @@ class Shares:
             if done >= 1 or key not in waiting or key in gone:
                 continue
             steps = shares.steps[key]
-            rank = (0, -steps) if steps * _GENERATIONS > left else (1, done)
+            rank = (0, -steps) if steps > _URGENT * left else (1, done)
             if rank < least:
                 best, least = key, rank
         return best
