@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from math import log
+from typing import TypeVar
 
 from broker.jobs import Priority, WaitingJob
 from broker.policies.base import Candidate
@@ -61,15 +62,9 @@ class Line:
         if key is None:
             return None
         candidate = self.fresh.pop(job_id, None) or self.returned.pop(job_id)
-        jobs = self.by_class[key]
-        del jobs[job_id]
-        if not jobs:
-            del self.by_class[key]
+        _remove(self.by_class, key, job_id)
         if candidate.prefix:
-            group = self.by_prefix[key, candidate.prefix]
-            del group[job_id]
-            if not group:
-                del self.by_prefix[key, candidate.prefix]
+            _remove(self.by_prefix, (key, candidate.prefix), job_id)
         return candidate
 
     def __iter__(self) -> Iterator[Candidate]:
@@ -128,6 +123,16 @@ class Window:
 
     def __len__(self) -> int:
         return sum(map(len, self.lines.values()))
+
+
+_Key = TypeVar("_Key")
+
+
+def _remove(shelves: dict[_Key, Jobs], key: _Key, job_id: str) -> None:
+    jobs = shelves[key]
+    del jobs[job_id]
+    if not jobs:
+        del shelves[key]
 
 
 def _insert(jobs: Jobs, candidate: Candidate, *, first: bool) -> None:
