@@ -101,8 +101,8 @@ def _planner(cluster: BenchCluster, menu: Menu, cadence: Cadence) -> PlannerProc
     return PlannerProcess(cluster.redis_url, POOL, PlannerTasks(replanner, _measures_nothing), cadence.every_s)
 
 
-async def _measures_nothing(options: Sequence[str]) -> str:
-    raise BenchmarkError(f"nobody asks to measure {options}")
+async def _measures_nothing(options: Sequence[str], host: str) -> str:
+    raise BenchmarkError(f"nobody asks to measure {options} on {host}")
 
 
 async def _start_supervisor(cluster: BenchCluster, folder: Path, cadence: Cadence) -> Process:
