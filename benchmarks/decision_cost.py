@@ -51,7 +51,7 @@ _MOST_APART = 300
 #: What is timed. Plans (the linear program and what is made of it) are a part of decisions.
 _METHODS: Mapping[str, tuple[type, str]] = {
     "decide": (Placer, "decide"),
-    "plans": (Shares, "renew"),
+    "plans": (Shares, "_solve"),
     "completed": (Placer, "completed"),
     "add": (Placer, "add"),
 }

@@ -9,20 +9,36 @@ from __future__ import annotations
 from broker.cluster import Device
 from broker.policies.base import Offer
 
+#: Where far more jobs wait than fit, a device is looked at again when one in so many of its jobs has ended; that many
+#: more are queued there. A look costs as much as some placements, and a large batch changes little by one job.
+_JOBS_A_LOOK = 32
+#: In a large cluster, from so many devices on, it is the scheduler's time that is scarce.
+_LARGE, _JOBS_A_LOOK_THERE = 256, 12
 
-def offer_of(device: Device, round_trip_s: float, now: float = 0.0, *, many_wait: bool = False) -> Offer:
+
+def jobs_a_look(devices: int, *, many_wait: bool) -> int:
+    """A device is looked at again when one in so many of its jobs has ended; 0 where that is at each.
+
+    Args:
+        devices: how many there are.
+        many_wait: whether far more jobs wait than there is room for.
+    """
+    if not many_wait:
+        return 0
+    return _JOBS_A_LOOK if devices < _LARGE else _JOBS_A_LOOK_THERE
+
+
+def offer_of(device: Device, round_trip_s: float, now: float = 0.0, one_in: int = 0) -> Offer:
     """A device's room: its seats plus the depth that hides the round trip, and KV memory by the peak to come."""
     offer = Offer(device.name, 0, 0, 0.0, slots_left=0, kv_bound=0.0, outstanding=0, outstanding_tokens=0)
-    renew_offer(offer, device, round_trip_s, now, many_wait=many_wait)
+    renew_offer(offer, device, round_trip_s, now, one_in)
     return offer
 
 
-def renew_offer(
-    offer: Offer, device: Device, round_trip_s: float, now: float = 0.0, *, many_wait: bool = False
-) -> None:
-    """The same device's room now; ``many_wait`` says whether far more jobs wait than there is room for."""
+def renew_offer(offer: Offer, device: Device, round_trip_s: float, now: float = 0.0, one_in: int = 0) -> None:
+    """The same device's room now; the next look is for when one in so many of its jobs has ended (0: any)."""
     beat = device.heartbeat
-    device.looked_at(now, many_wait=many_wait)
+    device.looked_at(now, one_in)
     depth = device.depth(round_trip_s)
     offer.seats, offer.kv_tokens, offer.speed = beat.seats, beat.kv_tokens_total, device.speed
     offer.outstanding, offer.outstanding_tokens = len(device.in_flight), device.tokens_in_flight

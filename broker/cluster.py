@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Literal
 
 import msgspec
@@ -26,9 +27,7 @@ _RATE_WINDOW_S = 2.0
 
 #: A device's steps are reckoned on from its last heartbeat for no longer than this (seconds).
 _LONGEST_GUESS_S = 2.0
-#: A device is looked at again when one in so many of its jobs has ended; that many more are queued there.
-_JOBS_A_LOOK = 32
-#: And at a heartbeat, where it was not for so long (seconds).
+#: A device is looked at again at a heartbeat, where it was not for so long (seconds).
 _LONGEST_UNSEEN_S = 4.0
 #: A job has no more tokens than this: what says so is forged.
 _MOST_TOKENS = 10**9
@@ -189,16 +188,14 @@ class Device:
 
     def bind(self, job: InFlight) -> None:
         """Count a job as dispatched to this device."""
-        job_id = job.job_id
-        if job_id in self.in_flight:
-            return
         if not job.step:  # read back from its device queue: when it began is not known, its lengths are not checked
             prompt, output = (min(max(n, 0), _MOST_TOKENS) for n in (job.prompt_tokens, job.output_tokens))
             job = structs.replace(job, prompt_tokens=prompt, output_tokens=output, step=self.calendar.step)
+        if self.in_flight.setdefault(job.job_id, job) is not job:  # counted already
+            return
         step, prompt, output = job.step, job.prompt_tokens, job.output_tokens
-        self.in_flight[job_id] = job
         if job.deaths:
-            self.suspects[job_id] = job
+            self.suspects[job.job_id] = job
         self.tokens_in_flight += prompt + output // 2
         self.changed.add(self.name)
         self.backlog.add(step, prompt - job.cached_tokens, output)
@@ -239,8 +236,9 @@ class Device:
         self._learn_rate(max(0.0, heartbeat.seen - before.seen))
         if self.kind is not None and heartbeat.seen > before.seen:
             self.drift.observe(self.kind, before, heartbeat, self.backlog.mean_prompt, self._next_prompt())
-            if self.kind.slowdown != self.drift.calm:
-                self.kind = replace(self.kind, slowdown=self.drift.calm)
+            kind, slowdown = self.kind, self.drift.calm
+            if kind.slowdown != slowdown:
+                self.kind = _kind_of(kind.profile, slowdown, kind.max_batched_tokens, kind.context_tokens)
                 self.changed.add(self.name)
 
     def _worth_a_look(self, before: Heartbeat, now: float) -> bool:
@@ -260,14 +258,10 @@ class Device:
             longest = max(longest, job.prompt_tokens)
         return longest
 
-    def looked_at(self, now: float, *, many_wait: bool) -> None:
-        """Its room is known.
-
-        A look costs as much as many placements, and a large batch changes little by one job: where many more wait, the
-        next look can do for some.
-        """
+    def looked_at(self, now: float, one_in: int) -> None:
+        """Its room is known; the next look is for when one in so many of its jobs has ended (0: any)."""
         self._ended, self._looked = 0, now
-        self.look_after = 1 + len(self.in_flight) // _JOBS_A_LOOK if many_wait else 1
+        self.look_after = 1 + len(self.in_flight) // one_in if one_in else 1
 
     def depth(self, round_trip_s: float) -> int:
         """Jobs beyond the seats that hide the dispatch round trip: what ends meanwhile, and before the next look."""
@@ -280,11 +274,8 @@ class Device:
         known = parse_profile(beat.profile, beat.kv_tokens_total, beat.seats)
         profile = known or replace(_TYPICAL, kv_tokens=beat.kv_tokens_total, seats=beat.seats)
         self.drift = Drift()
-        self.kind = DeviceKind(
-            profile,
-            max_batched_tokens=max(beat.max_batched_tokens or _BATCHED_TOKENS, beat.seats),
-            context_tokens=beat.context_tokens or 2**31,
-        )
+        batched = max(beat.max_batched_tokens or _BATCHED_TOKENS, beat.seats)
+        self.kind = _kind_of(profile, 1.0, batched, beat.context_tokens or 2**31)
 
     def pass_time(self, now: float) -> None:
         """The engine goes on stepping between two heartbeats."""
@@ -325,6 +316,12 @@ class Device:
         beat = self.heartbeat
         held = beat.kv_tokens_total - beat.kv_tokens_free
         return beat.running >= _BUSY_SHARE * beat.seats or held >= _BUSY_SHARE * beat.kv_tokens_total
+
+
+@lru_cache(maxsize=4096)
+def _kind_of(profile: Profile, slowdown: float, max_batched_tokens: int, context_tokens: int) -> DeviceKind:
+    """The kind, one object for all devices of it: kinds are long to compare, and many devices are of one."""
+    return DeviceKind(profile, slowdown=slowdown, max_batched_tokens=max_batched_tokens, context_tokens=context_tokens)
 
 
 @dataclass(slots=True)

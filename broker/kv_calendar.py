@@ -75,7 +75,8 @@ class KvCalendar:
         self._next = float(BIN_STEPS)  # step at which the next one begins
         self._at = 0  # where that is in memory
         self._level, self._count = 0.0, 0  # of the jobs that hold tokens now: sum of prompt - start, and how many
-        self._ends = np.zeros((2, _RING))  # what comes to both where jobs hold none from a bin on
+        # What comes to both where jobs hold none from a bin on: level + count * 1j, side by side in memory.
+        self._ends = np.zeros(_RING, dtype=complex)
         self._bins = np.zeros(_RING)  # what is kept bin by bin
         self._dense = False  # whether there is any
         self._held = 0  # jobs counted
@@ -91,10 +92,10 @@ class KvCalendar:
         if step < self._next:
             return
         passed = int(step // BIN_STEPS) - self._first
-        over = self._ends[:, self._at + 1 : self._at + passed + 1]
-        level, count = over.sum(axis=1).tolist()
-        self._level += level
-        self._count += int(count)
+        over = self._ends[self._at + 1 : self._at + passed + 1]
+        ended = complex(over.sum())
+        self._level += ended.real
+        self._count += int(ended.imag)
         over[:] = 0.0
         self._first += passed
         self._next = float((self._first + 1) * BIN_STEPS)
@@ -104,8 +105,8 @@ class KvCalendar:
 
     def _to_front(self, at: int) -> None:
         left = _RING - at
-        self._ends[:, :left] = self._ends[:, at:].copy()
-        self._ends[:, left:] = 0.0
+        self._ends[:left] = self._ends[at:].copy()
+        self._ends[left:] = 0.0
         self._bins[:left] = self._bins[at:].copy()
         self._bins[left:] = 0.0
         self._at = 0
@@ -125,11 +126,10 @@ class KvCalendar:
             bins = self.bins(start, output_tokens)
             if bins <= 0:
                 return
-            level, at = sign * (prompt_tokens - start), self._at + bins
+            level = sign * (prompt_tokens - start)
             self._level += level
             self._count += sign
-            self._ends[0, at] -= level
-            self._ends[1, at] -= sign
+            self._ends[self._at + bins] -= complex(level, sign)
             if start >= self._next:  # it waits for its prefill, and does not grow
                 self._keep(self._lead(start), sign)
         if self._first + bins > self._last:
@@ -210,19 +210,18 @@ class KvCalendar:
             bins = max(bins, self.bins(start, output_tokens))
         bins = min(max(bins, self._last - self._first + 1), _BINS)
         at = self._at
-        ends = self._ends[:, at : at + bins]
+        ends = self._ends[at : at + bins]
         if more:
             ends = ends.copy()
             for prompt_tokens, output_tokens, start in more:
                 its = self.bins(start, output_tokens)
                 if its < bins:
-                    ends[0, its] -= prompt_tokens - start
-                    ends[1, its] -= 1
-        ends[0, 0], ends[1, 0] = level, count  # nothing ends before the present bin does
-        levels, counts = np.add.accumulate(ends, 1)
-        held = EDGES[:bins] + self.origin
-        held *= counts
-        held += levels
+                    ends[its] -= complex(prompt_tokens - start, 1)
+        ends[0] = complex(level, count)  # nothing ends before the present bin does
+        sums = np.add.accumulate(ends)
+        held = EDGES[:bins] + (self._next - BIN_STEPS)
+        held *= sums.imag
+        held += sums.real
         if self._dense:
             held += self._bins[at : at + bins]
         for _, _, start in more:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from msgspec import structs
 
-from broker.admission import offer_of, renew_offer
+from broker.admission import jobs_a_look, offer_of, renew_offer
 from broker.calibration import Calibration
 from broker.cluster import Cluster, Device, InFlight
 from broker.endgame import EndGame, end_game
@@ -140,13 +140,14 @@ class Placer:
         """Let a policy place jobs of one window; returns how many it did."""
         offers = _Offers(self._names, self._offers)
         turn = Round(window, offers, now, self.rng, limit, whole, list(self._open.values()), self._prefixes)
-        guessed = self.calibration.guessed
         placements = policy.place(turn)
+        placed: dict[str, list[Placement]] = {}
         for placement in placements:
-            groups.setdefault(placement.device, []).append(placement)
+            placed.setdefault(placement.device, []).append(placement)
             window.remove(placement.job)
-            self._bind(placement, now, guessed)
-        for name in {placement.device for placement in placements}:
+        for name, jobs in placed.items():
+            groups.setdefault(name, []).extend(jobs)
+            self._bind(self.cluster.devices[name], jobs, now)
             offer = self._offers[name]
             offer.bound()
             if offer.slots_left <= 0:
@@ -177,28 +178,32 @@ class Placer:
             _, prompt, output, *_ = candidate = candidates[job.job_id]
             placement = Placement(job, prompt, output, name, reason="quarantine", candidate=candidate)
             groups.setdefault(name, []).append(placement)
-            self._bind(placement, now, self.calibration.guessed)
+            self._bind(devices[name], [placement], now)
         self.cluster.changed |= before ^ self.quarantine.reserved
         self._refresh_offers(now)
         return groups
 
-    def _bind(self, placement: Placement, now: float, guessed: bool) -> None:
-        """The job counts as in flight from here on."""
-        job, prompt, output, name, seconds, _, candidate, step = placement
-        device = self.cluster.devices[name]
-        cached = self._cached(placement, device) if job.prefix else 0
-        raw = candidate.uncorrected_tokens if candidate else 0
-        if cached or not step:
-            step = device.start(prompt - cached)
-        sizes, learnt = (job.body_bytes, job.max_tokens), (cached, job.prefix, raw, guessed, job.deaths, job.charges)
-        device.bind(InFlight(job.job_id, prompt, output, *sizes, now, seconds, step, *learnt))
-        if self.tenants.active:
-            cost = _device_seconds(device, prompt - cached, output)
-            self.tenants.ledger.placed(job.job_id, tenant_of(job.batch_id), cost)
+    def _bind(self, device: Device, placements: Iterable[Placement], now: float) -> None:
+        """A device's jobs count as in flight from here on."""
+        guessed, ledger = self.calibration.guessed, self.tenants.ledger if self.tenants.active else None
+        for placement in placements:
+            job, prompt, output, step = placement.job, placement.prompt_tokens, placement.output_tokens, placement.step
+            cached = self._cached(placement, device) if job.prefix else 0
+            raw = placement.candidate.uncorrected_tokens if placement.candidate else 0
+            if cached or not step:
+                step = device.start(prompt - cached)
+            bound = InFlight(
+                job.job_id, prompt, output, job.body_bytes, job.max_tokens, now, placement.predicted_s, step,
+                cached, job.prefix, raw, guessed, job.deaths, job.charges,
+            )  # fmt: skip
+            device.bind(bound)
+            if ledger is not None:
+                cost = _device_seconds(device, prompt - cached, output)
+                ledger.placed(job.job_id, tenant_of(job.batch_id), cost)
 
     def _cached(self, placement: Placement, device: Device) -> int:
         """Tokens of its prompt that the job will find in the device's prefix cache."""
-        job, prompt, output = placement[:3]
+        job, prompt, output = placement.job, placement.prompt_tokens, placement.output_tokens
         return self._prefixes.placed(
             device.name,
             parse_marks(job.prefix),
@@ -289,6 +294,7 @@ class Placer:
 
     def _refresh_offers(self, now: float) -> None:
         """Look only at devices that are not as they were: with a thousand of them, few change in one round."""
+        one_in = jobs_a_look(len(self.cluster.devices), many_wait=not self.whole)
         for name in sorted(self.cluster.changed):  # a set's own order is another in each process
             device = self.cluster.devices.get(name)
             if device is None or not device.ready or name in self.quarantine.reserved:
@@ -302,9 +308,9 @@ class Placer:
             offer = self._offers.get(name)
             if offer is None:
                 insort(self._names, name)
-                offer = self._offers[name] = offer_of(device, self.round_trip_s, now, many_wait=not self.whole)
+                offer = self._offers[name] = offer_of(device, self.round_trip_s, now, one_in)
             else:
-                renew_offer(offer, device, self.round_trip_s, now, many_wait=not self.whole)
+                renew_offer(offer, device, self.round_trip_s, now, one_in)
             if offer.slots_left > 0:
                 self._open[name] = offer
             else:

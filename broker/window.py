@@ -28,6 +28,11 @@ def length_class(prompt_tokens: int, output_tokens: int) -> ClassKey:
     return int(log(max(prompt_tokens, 1)) * _PER_LOG), int(log(max(output_tokens, 1)) * _PER_LOG)
 
 
+def typical_lengths(key: ClassKey) -> tuple[float, float]:
+    """Prompt and output tokens in the middle of a class."""
+    return _CLASS_WIDTH ** (key[0] + 0.5), _CLASS_WIDTH ** (key[1] + 0.5)
+
+
 class Line:
     """The waiting jobs of one priority. Those that came back go before those that never left."""
 
@@ -92,8 +97,8 @@ class Window:
 
     def remove(self, job: WaitingJob) -> None:
         """Take a job out."""
-        line = self.lines.get(job.priority) or self._line(job)
-        line.pop(job.job_id)
+        line = self.lines.get(job.priority)  # a line without jobs counts as false
+        (line if line is not None else self._line(job)).pop(job.job_id)
 
     def of_batch(self, batch_id: str) -> list[WaitingJob]:
         """The jobs of one batch."""

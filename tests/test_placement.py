@@ -13,7 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from placing import PROFILE, FixedLengths, beat, busy, candidate, device, job, placements, placer_of, slower, window_of
 
 from broker import placement
-from broker.admission import offer_of, renew_offer
+from broker.admission import jobs_a_look, offer_of, renew_offer
 from broker.cluster import Device, InFlight
 from broker.jobs import Priority
 from broker.placement import MAX_PLACEMENTS, Placer
@@ -229,9 +229,9 @@ class TestManyDevices:
     def looked_at(self, monkeypatch: pytest.MonkeyPatch) -> list[str]:
         seen: list[str] = []
 
-        def counted(offer: Offer, device: Device, round_trip_s: float, now: float, *, many_wait: bool) -> None:
+        def counted(offer: Offer, device: Device, round_trip_s: float, now: float, one_in: int) -> None:
             seen.append(device.name)
-            renew_offer(offer, device, round_trip_s, now, many_wait=many_wait)
+            renew_offer(offer, device, round_trip_s, now, one_in)
 
         monkeypatch.setattr(placement, "renew_offer", counted)
         return seen
@@ -261,11 +261,16 @@ class TestManyDevices:
         placer.decide(3.0)
         assert looked_at == ["d0700"]
 
-    @pytest.mark.parametrize(("many_wait", "looks"), [(True, [3, 2, 2, 2]), (False, [1] * 9)])
-    def test_a_large_batch_is_looked_at_when_some_of_it_has_ended(self, many_wait: bool, looks: list[int]) -> None:
+    @pytest.mark.parametrize(
+        ("devices", "many_wait", "looks"), [(9, True, [3, 2, 2, 2]), (1000, True, [6]), (9, False, [1] * 9)]
+    )
+    def test_a_large_batch_is_looked_at_when_some_of_it_has_ended(
+        self, devices: int, many_wait: bool, looks: list[int]
+    ) -> None:
+        one_in = jobs_a_look(devices, many_wait=many_wait)
         one = busy(device("a", slower(PROFILE, 1.0, seats=256, kv_tokens=10**6)), [(10, 20)] * 64)
         ended, seen = 0, list[int]()
-        renew_offer(offer := offer_of(one, 0.02), one, 0.02, many_wait=many_wait)
+        renew_offer(offer := offer_of(one, 0.02), one, 0.02, 0.0, one_in)
         one.changed.clear()
         for job_id in list(one.in_flight)[:9]:
             one.unbind(job_id)
@@ -273,13 +278,13 @@ class TestManyDevices:
             if one.changed:
                 seen.append(ended)
                 ended = 0
-                renew_offer(offer, one, 0.02, many_wait=many_wait)
+                renew_offer(offer, one, 0.02, 0.0, one_in)
                 one.changed.clear()
         assert seen == looks
 
     def test_a_heartbeat_that_tells_nothing_new_is_no_reason_to_look_at_a_large_batch(self) -> None:
         one = busy(device("a", slower(PROFILE, 1.0, seats=256, kv_tokens=10**6)), [(10, 20)] * 64)
-        renew_offer(offer_of(one, 0.02), one, 0.02, 10.0, many_wait=True)
+        renew_offer(offer_of(one, 0.02), one, 0.02, 10.0, 32)
         told = one.heartbeat
 
         def changed(at: float, **fields: object) -> bool:
@@ -294,7 +299,7 @@ class TestManyDevices:
             False,
         ]
         assert changed(14.0)  # it was not looked at for long
-        renew_offer(offer_of(one, 0.02), one, 0.02, 14.0, many_wait=False)
+        renew_offer(offer_of(one, 0.02), one, 0.02, 14.0)
         assert changed(15.0)
 
 

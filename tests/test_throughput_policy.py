@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 import pytest
@@ -14,9 +14,10 @@ from placing import PROFILE, FixedLengths, busy, candidate, device, job, placeme
 
 from broker.admission import offer_of
 from broker.cluster import Device
-from broker.fluid import LengthClass, solve
+from broker.fluid import FluidPlan, LengthClass, solve
 from broker.jobs import Priority
 from broker.placement import Placer
+from broker.policies import shares
 from broker.policies.base import Candidate, Placement
 from broker.policies.outlook import predicted_seconds
 from broker.policies.throughput import Throughput
@@ -133,6 +134,27 @@ class TestShares:
         yard.end("b")
         placed = yard.decide(pass_s=1.0)
         assert {p.reason for p in placed if p.device == "b"} == {"share"}
+
+    def test_a_mix_that_passes_between_two_looks_is_planned_for_once(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """What waits at one moment is what the last plan left over: on that alone, each plan undoes the one before."""
+        plans: list[float] = []
+        yard = Yard(*(device(f"d{i}", READER if i % 2 else WRITER) for i in range(8)))
+
+        def counted(classes: Sequence[LengthClass], kinds: Sequence[DeviceKind]) -> FluidPlan:
+            plans.append(yard.now)
+            return solve(classes, kinds)
+
+        monkeypatch.setattr(shares, "solve", counted)
+        yard.placer.whole = False
+        rng = random.Random(1)
+        sizes = [(2**i, 2**j) for i in range(4, 10) for j in range(2, 6)]
+        for _ in range(300):
+            while len(yard.placer.window) < 200:
+                yard.add(1, *rng.choice(sizes))
+            yard.decide()
+            for name in yard.placer.cluster.devices:
+                yard.end(name, 8)
+        assert len([at for at in plans if at > 10.0]) <= 1
 
     def test_jobs_of_a_class_go_in_order(self) -> None:
         yard = Yard(device("a", PROFILE), device("b", READER))

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import TYPE_CHECKING, ClassVar, NamedTuple, Protocol
 
+import msgspec
+
 from broker.jobs import WaitingJob
 from broker.kv_room import KvRoom
 from broker.throughput import DeviceKind
@@ -35,7 +37,7 @@ class Candidate(NamedTuple):
     uncorrected_tokens: int = 0
 
 
-class Placement(NamedTuple):
+class Placement(msgspec.Struct, frozen=True, gc=False):
     """A decision: this job to that device.
 
     ``predicted_s`` is the time from dispatch to result that the policy expects (0: it does not say), ``reason`` a

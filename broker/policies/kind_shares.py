@@ -23,7 +23,6 @@ class KindShares:
         steps_left: steps that each of its devices makes by the plan.
         efficiency: how well each class suits it: 1 where no kind does it at a lower price.
         most_tokens: prompt and output tokens of the longest job that it holds.
-        dry_in: number of the round in which none of its classes waits any more.
     """
 
     jobs: dict[ClassKey, float]
@@ -32,7 +31,7 @@ class KindShares:
     steps_left: float
     efficiency: dict[ClassKey, float]
     most_tokens: int
-    dry_in: int = -1
+    _dry_in: int = -1  # the round in which none of its classes waits any more
     _order: list[tuple[float, ClassKey]] = field(default_factory=list[tuple[float, ClassKey]])
     _absent: list[ClassKey] = field(default_factory=list[ClassKey])  # none of them waited lately
     _by_efficiency: tuple[list[ClassKey], list[ClassKey]] = field(default_factory=lambda: ([], []))
@@ -67,12 +66,19 @@ class KindShares:
         self._spare_at = len(possible)
         return None
 
-    def next_class(self, waiting: Mapping[ClassKey, Jobs], gone: Container[ClassKey]) -> ClassKey | None:
-        """Of the classes that wait, the one of which the kind has had least for its share (stride scheduling)."""
+    def next_class(self, waiting: Mapping[ClassKey, Jobs], gone: Container[ClassKey], turn: int) -> ClassKey | None:
+        """Of the classes that wait, the one of which the kind has had least for its share (stride scheduling).
+
+        In a round, what is gone does not come back.
+        """
+        if self._dry_in == turn:
+            return None
         key = self._first_present(waiting, gone)
         if key is None and self._absent:
             self.look_again()
             key = self._first_present(waiting, gone)
+        if key is None:
+            self._dry_in = turn
         return key
 
     def _first_present(self, waiting: Mapping[ClassKey, Jobs], gone: Container[ClassKey]) -> ClassKey | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Container, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import islice
@@ -16,7 +17,7 @@ from broker.policies.in_time import plan_in_time
 from broker.policies.kind_shares import KindShares
 from broker.policies.outlook import busy_seconds, predicted_seconds
 from broker.throughput import DeviceKind, Work, work_of
-from broker.window import ClassKey, Jobs
+from broker.window import ClassKey, Jobs, typical_lengths
 
 #: The program is solved again no more often than this (seconds); in a steady state, and with the end in sight.
 _STEADY_INTERVAL_S = 2.0
@@ -33,6 +34,8 @@ _URGENT = 0.9
 _SPARE = 0.9
 #: A job that costs no more than this, in seconds of the cluster, costs nothing.
 _NOTHING = 1e-12
+#: What came and went lately tells of what will come, too; with each look what went before counts for this much.
+_FADES = 0.5
 #: Jobs of a class that are looked at for its mean lengths.
 _SAMPLE = 8
 
@@ -42,7 +45,7 @@ class Shares:
     """The plan in force."""
 
     _kinds: dict[DeviceKind, KindShares] = field(default_factory=dict[DeviceKind, KindShares])
-    _counts: dict[ClassKey, int] = field(default_factory=dict[ClassKey, int])
+    _counts: dict[ClassKey, float] = field(default_factory=dict[ClassKey, float])
     _looked_at: float = float("-inf")
     _fleet: dict[DeviceKind, int] = field(default_factory=dict[DeviceKind, int])
     _whole: bool = False
@@ -52,26 +55,40 @@ class Shares:
     _work: dict[ClassKey, Work] = field(default_factory=dict[ClassKey, Work])
     _solved_at: float = 0.0
     _taken: int = 0  # jobs that went since
-    _round: int = 0
+    round: int = 0  # its number
     _strange: set[ClassKey] = field(default_factory=set[ClassKey])  # of the last look: classes that the plan lacks
     _unplaced: frozenset[ClassKey] = frozenset()  # no device can hold them
+    went: dict[ClassKey, float] = field(default_factory=lambda: defaultdict[ClassKey, float](float))  # jobs, lately
     seconds: float = 0.0
 
     def renew(self, turn: Round) -> None:
         """A round begins: solve the program again where the jobs, the devices or their speed are not what they were."""
-        self._round += 1
+        self.round += 1
         least = _LEAST_INTERVAL_S if turn.whole or self._whole else _STEADY_INTERVAL_S
         if turn.now - self._looked_at < max(least, _INTERVAL_A_PAIR_S * len(self._fleet) * len(self._counts)):
             return
         self._looked_at = turn.now
         for shares in (*self._kinds.values(), *self._members.values()):
             shares.look_again()
-        counts = _count(turn)
+        counts = _count(turn, {} if turn.whole else self.went)
         fleet = _fleet(turn)
+        self._fade()
         if fleet == self._fleet and turn.whole == self._whole and not self._moved(counts, turn.now):
             return
         self._counts, self._fleet, self._whole = counts, fleet, turn.whole
         self._solve(turn)
+
+    def _fade(self) -> None:
+        for key, jobs in list(self.went.items()):
+            if jobs >= 1:
+                self.went[key] = jobs * _FADES
+            else:
+                del self.went[key]
+
+    @property
+    def steady(self) -> bool:
+        """Whether the plan in force is for work without an end in sight."""
+        return not self._whole
 
     def choose(
         self,
@@ -90,12 +107,10 @@ class Shares:
         if self._whole:
             best = self._urgent(shares, waiting, gone, now)
             return (best, "share") if best is not None else (self._spare(offer, shares, waiting, gone, now), "spare")
-        if shares.dry_in != self._round:
-            best = shares.next_class(waiting, gone)
-            if best is not None:
-                return best, "share"
-            shares.dry_in = self._round
-        best = shares.next_spare(waiting, gone, self._round)
+        best = shares.next_class(waiting, gone, self.round)
+        if best is not None:
+            return best, "share"
+        best = shares.next_spare(waiting, gone, self.round)
         return best if best is not None else self._spare(offer, shares, waiting, gone, now), "spare"
 
     def _spare(
@@ -159,6 +174,7 @@ class Shares:
     def took(self, offer: Offer, shares: KindShares | None, key: ClassKey) -> None:
         """A device took a job of that class."""
         self._taken += 1
+        self.went[key] += 1
         if self._whole:
             offer.added_s += self._cost(offer, key)
             offer.added_steps = max(offer.added_steps, shares.steps.get(key, 0.0) if shares is not None else 0.0)
@@ -184,7 +200,7 @@ class Shares:
         """The shares of the same device at another speed: it changed since the program was solved."""
         return next((shares for known, shares in self._kinds.items() if known.profile == kind.profile), None)
 
-    def _moved(self, counts: dict[ClassKey, int], now: float) -> bool:
+    def _moved(self, counts: dict[ClassKey, float], now: float) -> bool:
         total, before = sum(counts.values()), sum(self._counts.values())
         if not before or (self._whole and total < (1 - _GONE) * before):
             return True
@@ -202,7 +218,7 @@ class Shares:
         return distance / 2 > _MIX_MOVED + chance
 
     def _solve(self, turn: Round) -> None:
-        keys, classes = _classes(turn)
+        keys, classes = _classes(turn, self._counts)
         groups = device_groups(classes, turn.offers) if turn.whole else []
         kinds = list(self._fleet)
         fleet = [group.kind for group in groups] or [replace(kind, count=self._fleet[kind]) for kind in kinds]
@@ -236,8 +252,8 @@ def _efficiency(worth: float, cost: float) -> float:
     return worth / cost if cost > _NOTHING else 1.0
 
 
-def _count(turn: Round) -> dict[ClassKey, int]:
-    counts: dict[ClassKey, int] = {}
+def _count(turn: Round, went: Mapping[ClassKey, float]) -> dict[ClassKey, float]:
+    counts = dict(went)
     for line in turn.waiting.lines.values():
         for key, jobs in line.by_class.items():
             counts[key] = counts.get(key, 0) + len(jobs)
@@ -245,24 +261,32 @@ def _count(turn: Round) -> dict[ClassKey, int]:
 
 
 def _fleet(turn: Round) -> dict[DeviceKind, int]:
-    fleet: dict[DeviceKind, int] = {}
+    counts: dict[int, int] = {}  # by identity first: a kind is long to hash
+    kinds: dict[int, DeviceKind] = {}
     for offer in turn.offers:
-        if offer.kind is not None:
-            fleet[offer.kind] = fleet.get(offer.kind, 0) + 1
+        if (kind := offer.kind) is not None:
+            counts[id(kind)] = counts.get(id(kind), 0) + 1
+            kinds[id(kind)] = kind
+    fleet: dict[DeviceKind, int] = {}
+    for number, kind in kinds.items():
+        fleet[kind] = fleet.get(kind, 0) + counts[number]
     return fleet
 
 
-def _classes(turn: Round) -> tuple[list[ClassKey], list[LengthClass]]:
-    samples: dict[ClassKey, tuple[int, list[Work], int]] = {}
+def _classes(turn: Round, counts: Mapping[ClassKey, float]) -> tuple[list[ClassKey], list[LengthClass]]:
+    samples: dict[ClassKey, tuple[list[Work], int]] = {}
     for line in turn.waiting.lines.values():
         for key, jobs in line.by_class.items():
-            count, works, longest = samples.get(key, (0, [], 0))
+            works, longest = samples.get(key, ([], 0))
             sample = list(islice(jobs.values(), _SAMPLE))
             works = works + [work_of(c.prompt_tokens, c.output_tokens, c.shared_tokens) for c in sample]
             longest = max(longest, *(c.prompt_tokens + c.output_tokens for c in sample))
-            samples[key] = (count + len(jobs), works, longest)
+            samples[key] = (works, longest)
+    for key in counts.keys() - samples.keys():  # none of them waits now
+        prompt, output = typical_lengths(key)
+        samples[key] = ([work_of(prompt, output)], int(prompt + output))
     classes = [
-        LengthClass(count, Work(*np.mean(np.array(works), axis=0).tolist()), longest)
-        for count, works, longest in samples.values()
+        LengthClass(counts[key], Work(*np.mean(np.array(works), axis=0).tolist()), longest)
+        for key, (works, longest) in samples.items()
     ]
     return list(samples), classes

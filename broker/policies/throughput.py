@@ -97,11 +97,36 @@ class _Pull:
     def _some(self, offer: Offer, placed: list[Placement], most: int) -> bool:
         """A device takes jobs until so many are placed; returns whether it may take more."""
         shares = self._shares.of(offer)
+        if shares is not None and self._prefixes is None and self._shares.steady:
+            return self._handful(offer, shares, placed, most)
         while offer.slots_left > 0 and len(placed) < most:
             placement = self._one(offer, shares)
             if placement is None:
                 return False
             placed.append(placement)
+        return offer.slots_left > 0
+
+    def _handful(self, offer: Offer, shares: KindShares, placed: list[Placement], most: int) -> bool:
+        """``_some`` in fewer steps, for what a large cluster does most: more waits than fits, and no prefix matters."""
+        waiting, gone, heads = self._line.by_class, self._gone, self._next
+        served, went = shares.served, self._shares.went
+        while offer.slots_left > 0 and len(placed) < most:
+            key = shares.next_class(waiting, gone, self._shares.round)
+            candidate = (heads.get(key) or self._first(key)) if key is not None else None
+            if key is None or candidate is None or candidate[1] + candidate[2] > shares.most_tokens:
+                placement = self._one(offer, shares)
+                if placement is None:
+                    return False
+                placed.append(placement)
+                continue
+            if not offer.fits(candidate):
+                offer.blocked = True
+                return False
+            served[key] += 1
+            went[key] += 1
+            del heads[key]
+            seconds = predicted_seconds(offer, candidate[1], candidate[2], others_follow=True)
+            placed.append(offer.put(candidate, seconds, "share"))
         return offer.slots_left > 0
 
     def _one(self, offer: Offer, shares: KindShares | None) -> Placement | None:
@@ -150,8 +175,8 @@ class _Pull:
         jobs = self._jobs.get(key)
         if jobs is None:
             jobs = self._jobs[key] = iter(self._line.by_class[key].values())
-        candidate = self._next.get(key)
-        while candidate is None or candidate.job.job_id in self._taken:
+        candidate, taken = self._next.get(key), self._taken
+        while candidate is None or (taken and candidate.job.job_id in taken):
             candidate = next(jobs, None)
             if candidate is None:
                 self._gone.add(key)
