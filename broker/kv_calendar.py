@@ -218,7 +218,7 @@ class KvCalendar:
                 if its < bins:
                     ends[its] -= complex(prompt_tokens - start, 1)
         ends[0] = complex(level, count)  # nothing ends before the present bin does
-        sums = np.add.accumulate(ends)
+        sums: NDArray[np.complex128] = np.add.accumulate(ends)
         held = EDGES[:bins] + (self._next - BIN_STEPS)
         held *= sums.imag
         held += sums.real
