@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import inspect
 import os
 import signal
 import time
@@ -27,6 +26,7 @@ from benchmarks.chaotic.flaky_server import FlakyServer, Mood
 from benchmarks.chaotic.jobs import CONTEXT_TOKENS, MODEL
 from benchmarks.cluster import POOL, BenchCluster, BenchmarkError, bench_cluster
 from benchmarks.report import Report, Row, at_least, note, options_parser, run_benchmark, server_name
+from benchmarks.waiting import until_true
 from broker.client import new_batch_id
 from broker.keys import PoolKeys
 from broker.openai_batch import RequestLine
@@ -219,17 +219,11 @@ async def start_workers(site: _Site) -> None:
 
 
 async def until(look: Callable[[], Any], what: str) -> Any:
-    """Look (a function, or one that returns an awaitable) until what is seen is true, and return it."""
-    end = time.monotonic() + _PATIENCE_S
-    while True:
-        seen = look()
-        if inspect.isawaitable(seen):
-            seen = await seen
-        if seen:
-            return seen
-        if time.monotonic() > end:
-            raise BenchmarkError(f"did not come true within {_PATIENCE_S:.0f} s: {what}")
-        await asyncio.sleep(_LOOK_S)
+    """Look until what is seen is true, and return it."""
+    try:
+        return await until_true(look, _PATIENCE_S, _LOOK_S)
+    except TimeoutError:
+        raise BenchmarkError(f"did not come true within {_PATIENCE_S:.0f} s: {what}") from None
 
 
 def _request(number: int) -> RequestLine:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import tempfile
-import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 import psutil
 
+from benchmarks.waiting import until_true
 from broker.client import Client, connect_client
 from broker.errors import TokenyardError
 from broker.store.monitor import MonitorStore
@@ -43,32 +43,15 @@ class Process(ChildProcess):
         return self._process is not None and self._process.returncode is not None
 
 
-class BenchCluster:
-    """The processes of one cluster; see ``bench_cluster``."""
+class ProcessGroup:
+    """Scheduler and workers of one pool, each a process, and the server that they share."""
 
-    def __init__(self, folder: Path, server: EmbeddedServer, client: Client, model: str) -> None:
+    def __init__(self, server: EmbeddedServer, client: Client, pool: str) -> None:
         self.client = client
-        self.redis_url = server.url
-        self.monitor = MonitorStore(client.redis, POOL)
+        self.server = server
+        self.monitor = MonitorStore(client.redis, pool)
         self.scheduler: Process | None = None
         self.workers: list[Process] = []
-        self._server = server
-        self._folder = folder
-        self._model = model
-
-    async def start_scheduler(self) -> Process:
-        """Start the scheduler and wait until it leads."""
-        self.scheduler = await self.start_process("scheduler", "scheduler", "--pool", POOL)
-        await self.until(self._is_led, "the scheduler did not take the lease", 60)
-        return self.scheduler
-
-    async def start_workers(self, count: int, options: Sequence[str], *, timeout_s: float = 60) -> None:
-        """Start workers that ``options`` describe to ``tokenyard worker``, and wait until all are ready."""
-        for number in range(count):
-            name = f"worker-{number + 1}"
-            words = ["worker", "--pool", POOL, "--model", self._model, "--name", name, *options]
-            self.workers.append(await self.start_process(name, *words))
-        await self.until(self._are_ready, "the workers did not become ready", timeout_s)
 
     async def until(self, condition: Callable[[], Awaitable[bool]], otherwise: str, timeout_s: float) -> None:
         """Wait until ``condition`` holds.
@@ -76,12 +59,17 @@ class BenchCluster:
         Raises:
             BenchmarkError: a process ended, or ``timeout_s`` seconds went by: then the message is ``otherwise``.
         """
-        end = time.monotonic() + timeout_s
-        while not await condition():
+
+        async def holds() -> bool:
+            if await condition():
+                return True
             self.check()
-            if time.monotonic() > end:
-                raise BenchmarkError(f"{otherwise} within {timeout_s:.0f} s")
-            await asyncio.sleep(_POLL_S)
+            return False
+
+        try:
+            await until_true(holds, timeout_s, _POLL_S)
+        except TimeoutError:
+            raise BenchmarkError(f"{otherwise} within {timeout_s:.0f} s") from None
 
     def check(self) -> None:
         """See that all processes run.
@@ -93,11 +81,48 @@ class BenchCluster:
             if child.ended:
                 raise BenchmarkError(f"{child.name} ended: {child.how_it_ended()}")
 
+    def _children(self) -> list[Process]:
+        return [*self.workers, *([self.scheduler] if self.scheduler else [])]
+
+    async def is_led(self) -> bool:
+        """Whether a scheduler has the lease."""
+        return await self.monitor.lease_owner() is not None
+
+    async def are_ready(self) -> bool:
+        """Whether all workers are."""
+        beats = await self.monitor.heartbeats()
+        ready = {name for name, beat in beats.items() if beat is not None and beat.state == "ready"}
+        return ready >= {worker.name for worker in self.workers}
+
+
+class BenchCluster(ProcessGroup):
+    """The processes of one cluster; see ``bench_cluster``."""
+
+    def __init__(self, folder: Path, server: EmbeddedServer, client: Client, model: str) -> None:
+        super().__init__(server, client, POOL)
+        self.redis_url = server.url
+        self._folder = folder
+        self._model = model
+
+    async def start_scheduler(self) -> Process:
+        """Start the scheduler and wait until it leads."""
+        self.scheduler = await self.start_process("scheduler", "scheduler", "--pool", POOL)
+        await self.until(self.is_led, "the scheduler did not take the lease", 60)
+        return self.scheduler
+
+    async def start_workers(self, count: int, options: Sequence[str], *, timeout_s: float = 60) -> None:
+        """Start workers that ``options`` describe to ``tokenyard worker``, and wait until all are ready."""
+        for number in range(count):
+            name = f"worker-{number + 1}"
+            words = ["worker", "--pool", POOL, "--model", self._model, "--name", name, *options]
+            self.workers.append(await self.start_process(name, *words))
+        await self.until(self.are_ready, "the workers did not become ready", timeout_s)
+
     def cpu_seconds(self) -> dict[str, float]:
         """CPU time used so far, by role: client (this process), server, scheduler, workers (with their children)."""
         seconds = {"client": cpu_seconds(psutil.Process().pid)}
-        if self._server.pid is not None:
-            seconds["server"] = cpu_seconds(self._server.pid)
+        if self.server.pid is not None:
+            seconds["server"] = cpu_seconds(self.server.pid)
         if self.scheduler is not None:
             seconds["scheduler"] = cpu_seconds(self.scheduler.pid)
         seconds["workers"] = sum(cpu_seconds(worker.pid, and_children=True) for worker in self.workers)
@@ -107,23 +132,12 @@ class BenchCluster:
         """End scheduler and workers."""
         await asyncio.gather(*(child.stop() for child in self._children()))
 
-    def _children(self) -> list[Process]:
-        return [*self.workers, *([self.scheduler] if self.scheduler else [])]
-
     async def start_process(self, name: str, *words: str) -> Process:
         """Start a ``tokenyard`` process of this cluster; it is the caller's to keep."""
         environment = {"TOKENYARD_REDIS_URL": self.redis_url, "TOKENYARD_POOL": POOL, "NO_COLOR": "1"}
         child = Process(name, words, log_dir=self._folder, environment=environment)
         await child.start()
         return child
-
-    async def _is_led(self) -> bool:
-        return await self.monitor.lease_owner() is not None
-
-    async def _are_ready(self) -> bool:
-        beats = await self.monitor.heartbeats()
-        ready = {name for name, beat in beats.items() if beat is not None and beat.state == "ready"}
-        return ready >= {worker.name for worker in self.workers}
 
 
 @asynccontextmanager

@@ -25,13 +25,13 @@ def may_pass(status_code: int, error_code: str = "") -> bool:
     return error_code == REQUEST_TIMEOUT if error_code else status_code in _MAY_PASS
 
 
-def delay_s(attempt: int, rng: random.Random, first_s: float) -> float:
-    """Seconds to wait after attempt number ``attempt`` (1 for the first) failed.
+def delay_s(attempt: int, rng: random.Random, first_s: float, longest_s: float = LONGEST_DELAY_S) -> float:
+    """Seconds to wait after attempt number ``attempt`` (1 for the first) failed, at most ``longest_s``.
 
     Doubles with each attempt. Half of it is left to chance, so that jobs that failed together do not come back together
     ("equal jitter", https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/).
     """
-    longest = min(first_s * 2.0 ** min(max(attempt, 1) - 1, 30), LONGEST_DELAY_S)
+    longest = min(first_s * 2.0 ** min(max(attempt, 1) - 1, 30), longest_s)
     return longest / 2 + rng.random() * longest / 2
 
 

@@ -20,7 +20,7 @@ _BATCHED_TOKENS = 8192
 _NO_LIMIT = 2**31
 _BLOCK_TOKENS = 16
 #: Coefficients of a profile, in the order of ``Profile``, as columns of fits.csv.
-_COEFFICIENTS = (
+COEFFICIENTS = (
     "prefill_a_s",
     "prefill_b_s_per_tok",
     "prefill_c_s_per_tok2",
@@ -131,7 +131,7 @@ def parse_profiles(
 
 
 def _profile(row: Mapping[str, str], kv_tokens: int) -> Profile:
-    a, b, c, d, e, f = (float(row[column]) for column in _COEFFICIENTS)
+    a, b, c, d, e, f = (float(row[column]) for column in COEFFICIENTS)
     return Profile(a, b, c, d, e, f, kv_tokens, _SEATS)
 
 

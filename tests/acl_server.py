@@ -13,6 +13,7 @@ from urllib.parse import quote
 
 import pytest
 import redis.exceptions as rex
+from child_processes import start_process
 from cluster_fixtures import Cluster
 
 from broker.acl import Role, acl_line, user_of
@@ -71,7 +72,7 @@ async def acl_server(binary: Path, folder: Path, pool: str) -> AsyncGenerator[Ac
     server = AclServer(folder / "s")
     words = ["--port", "0", "--unixsocket", str(server.socket), "--aclfile", str(folder / "users.acl")]
     words += ["--save", "", "--dir", str(folder), "--logfile", str(folder / "log")]
-    process = await asyncio.create_subprocess_exec(str(binary), *words)
+    process = await start_process(str(binary), *words)
     try:
         await _answers(server.connect(server.url()))
         yield server

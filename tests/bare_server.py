@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from child_processes import bound
 from cluster_fixtures import PATIENCE_S
 
 from tokenyard.embedded_server import find_binary
@@ -18,18 +19,7 @@ def bare_server(*words: str) -> Generator[str]:
     """Run one with these words of configuration, on a socket, without persistence otherwise; gives its address."""
     with TemporaryDirectory(prefix="ty") as folder:  # pytest's own folders are too long for a socket's path
         socket = Path(folder) / "s"
-        command = [
-            str(find_binary()),
-            "--port",
-            "0",
-            "--unixsocket",
-            str(socket),
-            "--dir",
-            folder,
-            "--save",
-            "",
-            *words,
-        ]
+        command = bound(find_binary(), "--port", "0", "--unixsocket", socket, "--dir", folder, "--save", "", *words)
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
             try:
                 assert process.stdout is not None

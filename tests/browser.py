@@ -14,6 +14,7 @@ from typing import Any
 
 import aiohttp
 import pytest
+from child_processes import start_process
 from cluster_fixtures import PATIENCE_S, eventually
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -116,7 +117,7 @@ class Page:
 async def browser(folder: Path) -> AsyncGenerator[Page]:
     """A tab of a browser of its own, without anything of another's; ``folder`` is empty."""
     assert CHROMIUM is not None
-    process = await asyncio.create_subprocess_exec(
+    process = await start_process(
         CHROMIUM,
         *_FLAGS,
         f"--user-data-dir={folder}",

@@ -9,6 +9,7 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from child_processes import start_process
 from cluster_fixtures import PATIENCE_S
 from typer.testing import CliRunner
 
@@ -60,7 +61,7 @@ class Running:
 
 async def start(url: str, *words: str | Path) -> Running:
     """Start ``tokenyard`` with these words."""
-    process = await asyncio.create_subprocess_exec(
+    process = await start_process(
         sys.executable,
         "-m",
         "tokenyard",

@@ -15,6 +15,7 @@ from manual_engine import ManualEngine as ManualEngine
 from manual_engine import instant_engine as instant_engine
 from redis.asyncio import Redis
 
+from benchmarks.waiting import until_true
 from broker.client import Client, new_batch_id
 from broker.cluster import Heartbeat
 from broker.concurrency import cancel_all
@@ -38,14 +39,7 @@ PATIENCE_S = 30.0
 async def eventually(look: Callable[[], Any], what: str = "", timeout: float = PATIENCE_S) -> Any:
     """Look (a function, or one that returns an awaitable) until what is seen is true, and return it."""
     try:
-        async with asyncio.timeout(timeout):
-            while True:
-                seen = look()
-                if inspect.isawaitable(seen):
-                    seen = await seen
-                if seen:
-                    return seen
-                await asyncio.sleep(0.01)
+        return await until_true(look, timeout)
     except TimeoutError:
         what = what or inspect.getsource(look).strip()
         raise AssertionError(f"did not come true within {timeout} s: {what}") from None

@@ -9,7 +9,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from child_processes import kill_left_over
 from hypothesis import HealthCheck, settings
+from move_fixtures import desk_fixture as desk_fixture
+from race_fixtures import race_fixture as race_fixture
 
 from tokenyard.embedded_server import EmbeddedServer
 
@@ -45,6 +48,13 @@ def any_redis_url(request: pytest.FixtureRequest) -> str:
     """Each server in turn, for tests of what must hold on all of them."""
     url: str = request.getfixturevalue(request.param)
     return url
+
+
+@pytest.fixture(autouse=True)
+def no_process_outlives_its_test() -> Iterator[None]:
+    """A test that fails may leave processes."""
+    yield
+    kill_left_over()
 
 
 @pytest.fixture

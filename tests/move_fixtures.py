@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
+import pytest
 from cluster_fixtures import CHAT, READY
 from msgspec import structs
 
@@ -99,6 +100,13 @@ async def open_desk(url: str, pool: str) -> AsyncGenerator[Desk]:
     await desk.scheduler.prepare()
     yield desk
     await redis.aclose()
+
+
+@pytest.fixture(name="desk")
+async def desk_fixture(any_redis_url: str, pool: str) -> AsyncIterator[Desk]:
+    """A desk on each server."""
+    async with open_desk(any_redis_url, pool) as opened:
+        yield opened
 
 
 def may_pass(delivery: Delivery, status_code: int = 500, retry_s: float = 1e-3) -> Outcome:

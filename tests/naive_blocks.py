@@ -4,23 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from batch_loads import BLOCK, Op
+
 from broker.batching import Event, EventKind
 from broker.throughput import Profile
 
-BLOCK = 4
 #: A block of a prefix: the prefix's name and which block of the prompt it is.
 Key = tuple[str, int]
-
-
-@dataclass
-class Op:
-    """Add a request at ``at``, or (``output`` None) cancel the one with that id."""
-
-    at: float
-    id: int
-    prompt: int = 1
-    output: int | None = None
-    prefix: list[tuple[str, int]] = field(default_factory=list[tuple[str, int]])
 
 
 @dataclass(eq=False)

@@ -73,6 +73,11 @@ def window_of(waiting: Iterable[Candidate]) -> Window:
     return window
 
 
+def ids(jobs: Iterable[Candidate]) -> list[str]:
+    """Their ids, in this order."""
+    return [one.job.job_id for one in jobs]
+
+
 def round_of(waiting: Iterable[Candidate], offers: Sequence[Offer], **fields: Any) -> Round:
     """A round of decisions over copies of the offers."""
     mine = sorted((replace(offer) for offer in offers), key=lambda offer: offer.device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from move_fixtures import Desk
 
 from broker.events import Event, WorkerChanged, parse_event
@@ -66,3 +67,9 @@ async def open_race(desk: Desk) -> Race:
     await desk.scheduler.dispatch({"slow": [Placement(job, 10, 20, "slow", 30.0, "first")]})
     assert await desk.scheduler.copy([(JOB, "quick", 11, 21, 3.0)]) == {JOB}
     return Race(desk, slow, quick)
+
+
+@pytest.fixture(name="race")
+async def race_fixture(desk: Desk) -> Race:
+    """A race on each server."""
+    return await open_race(desk)

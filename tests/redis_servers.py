@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import redis
+from child_processes import bound
 
 HOST = "127.0.0.1"
 _PATIENCE_S = 30.0
@@ -59,16 +60,10 @@ class Server:
         self.folder.mkdir(parents=True, exist_ok=True)
         with (self.folder / "log").open("ab") as log:
             self.process = subprocess.Popen(
-                [
-                    self.binary or redis_server(),
-                    *self.words,
-                    "--port",
-                    str(self.port),
-                    "--dir",
-                    str(self.folder),
-                    "--bind",
-                    HOST,
-                ],
+                bound(
+                    *(self.binary or redis_server(), *self.words),
+                    *("--port", str(self.port), "--dir", self.folder, "--bind", HOST),
+                ),
                 stdout=log,
                 stderr=log,
             )

@@ -16,6 +16,7 @@ from typing import Any
 
 import psutil
 from batch_lines import ids_in
+from child_processes import start_process
 from cli_process import ROOT, Ended, Running, environment
 from cluster_fixtures import PATIENCE_S
 
@@ -88,7 +89,7 @@ class Place:
 
     async def start(self, *words: str | Path, url: str | None = None) -> Running:
         """Start ``tokenyard`` with these words."""
-        process = await asyncio.create_subprocess_exec(
+        process = await start_process(
             *(sys.executable, "-m", "tokenyard", *map(str, words)),
             cwd=ROOT,
             env=environment(self.url if url is None else url) | self.settings | {_MARK: self.mark},

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
+from child_processes import start_process
 from cli_process import ROOT, environment
 from cluster_fixtures import PATIENCE_S, Cluster, cluster_of, eventually
 
@@ -55,7 +56,7 @@ class Site:
         pool = self.cluster.settings.pool
         scale = words or ("--min-workers", "9", "--max-workers", "9")
         with (self.folder / "supervisor.log").open("ab") as log:
-            process = await asyncio.create_subprocess_exec(
+            process = await start_process(
                 *(sys.executable, "-m", "tokenyard", "supervisor", "--pool", pool, "--host", HOST),
                 *("--model", self.cluster.model, *scale),
                 cwd=ROOT,
@@ -145,5 +146,7 @@ async def site_of(redis_url: str, pool: str, folder: Path) -> AsyncGenerator[Sit
     """A host without supervisors yet; what runs there at the end is ended."""
     async with cluster_of(redis_url, pool) as cluster:
         site = Site(cluster, folder)
-        yield site
-        site.clear()
+        try:
+            yield site
+        finally:
+            site.clear()

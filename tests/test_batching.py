@@ -5,23 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import pytest
+from batch_loads import BLOCK, Op, apply, batch_of, drain, profiles, replay
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from broker.batching import ContinuousBatch, Event, EventKind
 from broker.throughput import Profile
-
-BLOCK = 4
-
-
-@dataclass
-class Op:
-    """Add a request at ``at``, or (``output`` None) cancel the one with that id."""
-
-    at: float
-    id: int
-    prompt: int = 1
-    output: int | None = None
 
 
 @dataclass
@@ -142,21 +131,6 @@ class NaiveEngine:
                 self.events.append(Event(EventKind.FINISHED, r.id, now))
 
 
-# Times are binary fractions, so that both ways of adding them up are exact and can be compared with ==.
-ticks = st.integers(0, 8).map(lambda n: n / 1024)
-profiles = st.builds(
-    Profile,
-    prefill_a=ticks,
-    prefill_b=ticks,
-    prefill_c=ticks,
-    decode_d=ticks,
-    decode_e=ticks,
-    decode_f=ticks,
-    kv_tokens=st.integers(4, 24).map(lambda blocks: blocks * BLOCK),
-    seats=st.integers(1, 6),
-)
-
-
 @st.composite
 def loads(draw: st.DrawFn, cancels: bool = True) -> tuple[Profile, int, list[Op]]:
     """A profile, a token budget, and requests that come (and are cancelled) in order of time."""
@@ -171,30 +145,6 @@ def loads(draw: st.DrawFn, cancels: bool = True) -> tuple[Profile, int, list[Op]
         if cancels and draw(st.integers(0, 3)) == 0:
             ops.append(Op(at + draw(st.integers(0, 40)) / 64, key))
     return profile, budget, sorted(ops, key=lambda op: op.at)
-
-
-def batch_of(profile: Profile, budget: int) -> ContinuousBatch:
-    return ContinuousBatch(profile, max_batched_tokens=budget, block_tokens=BLOCK)
-
-
-def apply(batch: ContinuousBatch, op: Op) -> None:
-    if op.output is None:
-        batch.cancel(op.id, op.at)
-    else:
-        batch.add(op.id, op.prompt, op.output, op.at)
-
-
-def drain(batch: ContinuousBatch) -> list[Event]:
-    events: list[Event] = []
-    while (at := batch.next_event_at()) is not None:
-        events += batch.advance(at)
-    return events
-
-
-def replay(batch: ContinuousBatch, ops: list[Op]) -> list[Event]:
-    for op in ops:
-        apply(batch, op)
-    return drain(batch)
 
 
 @given(loads())

@@ -93,6 +93,25 @@ async def test_drop(cluster: Cluster) -> None:
     assert await dead_ids(cluster) == []
 
 
+async def test_jobs_on_the_list_without_a_letter_are_counted_and_can_be_dropped(cluster: Cluster) -> None:
+    batch, pool = await two_dead(cluster), cluster.settings.pool
+    first, second = job_id(batch, "r0"), job_id(batch, "r1")
+    assert (await tokenyard(cluster.url, "dead", "list", "--pool", pool)).err == ""
+    await cluster.redis.delete(cluster.keys.letter(first))
+    listed = await tokenyard(cluster.url, "dead", "list", "--pool", pool)
+    assert (first in listed.out, second in listed.out) == (False, True)
+    assert listed.err.startswith("1 job on the list has no letter that can be read")
+    assert first in listed.err
+    dropped = await tokenyard(cluster.url, "dead", "drop", first, "--pool", pool)
+    assert (dropped.code, dropped.err) == (0, "1 dead letter dropped\n")
+    await cluster.redis.set(cluster.keys.letter(second), "no letter at all", ex=60)
+    await cluster.redis.zadd(cluster.keys.dead, {f"{batch}.{i}": i for i in range(7)})
+    machine = await tokenyard(cluster.url, "dead", "list", "--json", "--pool", pool)
+    assert machine.out == ""
+    assert "8 jobs on the list have no letter that can be read" in machine.err
+    assert " and 3 more; `tokenyard dead drop JOB` takes them off the list" in machine.err
+
+
 @pytest.mark.parametrize("words", [("show", "none.at-all"), ("drop",)])
 async def test_what_is_not_there_or_not_said_is_one_line(cluster: Cluster, words: tuple[str, ...]) -> None:
     ended = await tokenyard(cluster.url, "dead", *words, "--pool", cluster.settings.pool)

@@ -6,6 +6,7 @@ import asyncio
 from pathlib import Path
 
 import pytest
+from child_processes import start_process
 from cli_process import start
 from redis_servers import free_ports
 
@@ -18,7 +19,7 @@ async def test_the_address_that_it_prints_is_one(by_port: bool, tmp_path: Path) 
     running = await start("", "redis", "--data-dir", tmp_path / "data", *words)
     try:
         await running.says("export TOKENYARD_REDIS_URL")
-        shell = await asyncio.create_subprocess_exec(
+        shell = await start_process(
             *("bash", "-c", f'{running.said[-1]}\nprintf %s "$TOKENYARD_REDIS_URL"'), stdout=asyncio.subprocess.PIPE
         )
         out, _ = await shell.communicate()

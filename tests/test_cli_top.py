@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import pytest
+from child_processes import start_process
 from cli_process import ROOT, environment, in_process, tokenyard
 from cluster_fixtures import PATIENCE_S, Cluster, ManualEngine, cluster_of, eventually
 
@@ -185,7 +186,7 @@ def terminal(rows: int, columns: int) -> Generator[tuple[int, int]]:
 async def top(redis_server: EmbeddedServer) -> AsyncGenerator[Screen]:
     """``tokenyard top`` on a terminal of 80 columns."""
     with terminal(24, 80) as (ours, theirs):
-        process = await asyncio.create_subprocess_exec(
+        process = await start_process(
             *(sys.executable, "-m", "tokenyard", "top"),
             cwd=ROOT,
             env={name: value for name, value in environment(redis_server.url).items() if name != "COLUMNS"},

@@ -28,7 +28,7 @@ from broker.profiles import ProfileRecord, parse_profile
 from broker.recent_mix import parse_mix
 from broker.result_record import parse_counts, parse_result
 from broker.settings import load_settings
-from broker.store.scheduler import parse_in_flight, parse_waiting_job
+from broker.stream_jobs import parse_in_flight, parse_waiting_job
 from broker.tenant_names import id_of_tenant, tenant_of
 from broker.tenants import parse_all_terms
 from broker.token_news import parse_news

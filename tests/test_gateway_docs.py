@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from child_processes import start_process
 from cli_process import ROOT, environment
 from cluster_fixtures import PATIENCE_S, instant_engine
 from gateway_fixtures import scheduled_cluster, serving
@@ -39,7 +40,7 @@ async def base_url(tmp_path: Path, pool: str) -> AsyncIterator[str]:
 async def test_the_snippets_run(base_url: str, tmp_path: Path) -> None:
     said: list[str] = []
     for code in PYTHON:
-        process = await asyncio.create_subprocess_exec(
+        process = await start_process(
             *(sys.executable, "-c", code),
             cwd=tmp_path,
             env=environment("") | {"OPENAI_BASE_URL": base_url, "OPENAI_API_KEY": "any"},

@@ -13,6 +13,7 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from child_processes import start_process
 from cli_process import ROOT, environment
 from cluster_fixtures import PATIENCE_S, eventually
 from redis_servers import free_ports
@@ -70,7 +71,7 @@ async def host(folder: Path, programs: Path) -> AsyncGenerator[Host]:
     named |= {"TOKENYARD_DEAD_AFTER_S": "2", "PYTHONPATH": str(ROOT)}
     del named["TOKENYARD_REDIS_URL"]
     with (folder / "log").open("wb") as log:
-        shell = await asyncio.create_subprocess_exec(
+        shell = await start_process(
             *("bash", "-eu"),
             cwd=folder,
             env=named,

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from urllib.parse import unquote, urlsplit
 
 import pytest
+from child_processes import start_process
 from cli_process import ROOT, environment, in_process
 from cluster_fixtures import Cluster, ManualEngine, cluster_of, eventually
 
@@ -95,7 +96,7 @@ async def run(words: list[str], url: str) -> tuple[int, str]:
     if words[0] == "tokenyard":
         ended = await in_process(url, *words[1:])
         return ended.code, (ended.err + ended.out).strip()
-    process = await asyncio.create_subprocess_exec(
+    process = await start_process(
         *words, cwd=ROOT, env=environment(url), stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
     )
     out, _ = await process.communicate()

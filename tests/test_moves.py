@@ -2,22 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-
 import pytest
 from cluster_fixtures import CHAT, READY
-from move_fixtures import BODY, TTL_S, Desk, by_id, ended, open_desk
+from move_fixtures import BODY, TTL_S, Desk, by_id, ended
 
 from broker.errors import LeaseLostError, UsageError, WorkerGoneError
 from broker.jobs import BATCH_CANCELLED, BatchCounts, Outcome, Priority, Submission, job_id
 from broker.keys import LEVELS
 from broker.policies.base import Placement
-
-
-@pytest.fixture
-async def desk(any_redis_url: str, pool: str) -> AsyncIterator[Desk]:
-    async with open_desk(any_redis_url, pool) as opened:
-        yield opened
 
 
 class TestSubmit:

@@ -4,21 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator
 
 import pytest
 from cluster_fixtures import READY
-from move_fixtures import TTL_S, Desk, by_id, ended, open_desk
+from move_fixtures import TTL_S, Desk, by_id, ended
 
 from broker.errors import UsageError, WorkerGoneError
 from broker.jobs import BATCH_CANCELLED, Delivery, Priority
 from broker.store.worker import WorkerStore
-
-
-@pytest.fixture
-async def desk(any_redis_url: str, pool: str) -> AsyncIterator[Desk]:
-    async with open_desk(any_redis_url, pool) as opened:
-        yield opened
 
 
 class TestReturn:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-
 import pytest
 from cluster_fixtures import READY
 from move_fixtures import (
@@ -15,19 +13,12 @@ from move_fixtures import (
     held_bytes,
     letters,
     may_pass,
-    open_desk,
     submit_within,
 )
 
 from broker.errors import QueueFullError, UsageError
 from broker.jobs import BATCH_CANCELLED, BATCH_EXPIRED, Outcome, job_id
 from broker.policies.base import Placement
-
-
-@pytest.fixture
-async def desk(any_redis_url: str, pool: str) -> AsyncIterator[Desk]:
-    async with open_desk(any_redis_url, pool) as opened:
-        yield opened
 
 
 class TestBacklog:

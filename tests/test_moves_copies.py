@@ -2,26 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-
 import pytest
-from move_fixtures import TTL_S, Desk, ended, open_desk
-from race_fixtures import JOB, Race, aborted, open_race
+from move_fixtures import TTL_S, Desk, ended
+from race_fixtures import JOB, Race, aborted
 
 from broker.errors import LeaseLostError
 from broker.events import Completed, Dropped, EndedTokens
 from broker.jobs import BATCH_CANCELLED, Outcome, job_id
-
-
-@pytest.fixture
-async def desk(any_redis_url: str, pool: str) -> AsyncIterator[Desk]:
-    async with open_desk(any_redis_url, pool) as opened:
-        yield opened
-
-
-@pytest.fixture
-async def race(desk: Desk) -> Race:
-    return await open_race(desk)
 
 
 class TestCopy:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-
 import pytest
 from cluster_fixtures import CHAT
 from move_fixtures import (
@@ -16,19 +14,12 @@ from move_fixtures import (
     let_pass,
     letters,
     may_pass,
-    open_desk,
 )
 
 from broker.jobs import BATCH_CANCELLED, Priority, Submission, job_id
 from broker.policies.base import Placement
 from broker.store.dead import DeadLetterStore
 from broker.store.worker import WorkerStore
-
-
-@pytest.fixture
-async def desk(any_redis_url: str, pool: str) -> AsyncIterator[Desk]:
-    async with open_desk(any_redis_url, pool) as opened:
-        yield opened
 
 
 class TestRetry:

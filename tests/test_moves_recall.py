@@ -3,22 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 
 import pytest
 from cluster_fixtures import READY
-from move_fixtures import Desk, by_id, ended, open_desk
+from move_fixtures import Desk, by_id, ended
 
 from broker.errors import LeaseLostError
 from broker.events import Completed, EndedTokens, Returned, parse_event
 from broker.jobs import BATCH_CANCELLED, Outcome, Priority, job_id
 from broker.policies.base import Placement
-
-
-@pytest.fixture
-async def desk(any_redis_url: str, pool: str) -> AsyncIterator[Desk]:
-    async with open_desk(any_redis_url, pool) as opened:
-        yield opened
 
 
 def ids(*custom_ids: str) -> list[str]:

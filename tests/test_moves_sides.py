@@ -2,27 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 
 import pytest
 from cluster_fixtures import READY
-from move_fixtures import Desk, ended, open_desk
-from race_fixtures import JOB, Race, open_race
+from move_fixtures import ended
+from race_fixtures import JOB, Race
 
 from broker.errors import WorkerGoneError
 from broker.events import Dropped, Returned
 from broker.store.worker import WorkerStore
-
-
-@pytest.fixture
-async def desk(any_redis_url: str, pool: str) -> AsyncIterator[Desk]:
-    async with open_desk(any_redis_url, pool) as opened:
-        yield opened
-
-
-@pytest.fixture
-async def race(desk: Desk) -> Race:
-    return await open_race(desk)
 
 
 async def die(race: Race, worker: WorkerStore) -> None:

@@ -1,115 +1,24 @@
-"""The scheduler's mind: the window's order, decisions and their undoing, late binding."""
+"""The scheduler's mind: decisions and their undoing, and which devices it looks at."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable
-
 import pytest
-from cluster_fixtures import heartbeat
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
-from placing import PROFILE, FixedLengths, beat, busy, candidate, device, job, placements, placer_of, slower, window_of
+from placing import PROFILE, FixedLengths, beat, busy, device, ids, job, placements, placer_of, slower
 
 from broker import placement
 from broker.admission import jobs_a_look, offer_of, renew_offer
-from broker.cluster import Device, InFlight
+from broker.cluster import Device
 from broker.jobs import Priority
-from broker.placement import MAX_PLACEMENTS, Placer
+from broker.keys import LEVELS
+from broker.placement import MAX_PLACEMENTS
 from broker.policies import POLICIES
 from broker.policies.base import Candidate, Offer
-from broker.window import Window, class_of
-
-LEVELS = ["high", "normal", "low", "returned"]
-
-
-def ids(jobs: Iterable[Candidate]) -> list[str]:
-    return [c.job.job_id for c in jobs]
 
 
 def by_number(candidate: Candidate) -> int:
     return int(candidate.job.job_id[2:])
-
-
-class TestWindow:
-    def test_higher_levels_first_and_in_each_what_came_back_before_what_is_fresh(self) -> None:
-        window = window_of(
-            [
-                candidate(0, level="low"),
-                candidate(1, level="normal"),
-                candidate(2, level="high"),
-                candidate(3, level="returned", priority="low"),
-                candidate(4, level="returned", priority="high"),
-                candidate(5, level="returned", priority="normal"),
-                candidate(6, level="high"),
-            ]
-        )
-        assert ids(window) == ["b.4", "b.2", "b.6", "b.5", "b.1", "b.3", "b.0"]
-
-    def test_each_request_stream_has_its_own_count(self) -> None:
-        window = window_of(
-            candidate(i, level=level, priority="high" if level == "returned" else "")
-            for i, level in enumerate(["high", "normal", "normal", "low", "returned"])
-        )
-        assert [window.count(level) for level in ("returned", "high", "normal", "low")] == [1, 1, 2, 1]
-        assert len(window) == 5
-
-    def test_a_job_taken_out_is_gone_and_taking_it_out_again_does_nothing(self) -> None:
-        window = window_of(candidate(i) for i in range(3))
-        window.remove(job(1))
-        window.remove(job(1))
-        assert ids(window) == ["b.0", "b.2"]
-
-    def test_it_finds_the_jobs_of_one_batch(self) -> None:
-        window = window_of(
-            Candidate(one, 1, 1) for one in (job(0, batch="x"), job(1, batch="y"), job(2, "low", batch="x"))
-        )
-        assert [one.job_id for one in window.of_batch("x")] == ["x.0", "x.2"]
-
-    def test_jobs_predicted_anew_keep_their_order(self) -> None:
-        window = window_of(
-            candidate(i, 10 * (i + 1), 5, level, "normal") for i, level in enumerate(["normal", "returned"] * 5)
-        )
-        before = ids(window)
-        window.predict_anew(lambda one: Candidate(one, 7, 900))
-        assert ids(window) == before
-        assert {c.output_tokens for c in window} == {900}
-        assert list(window.lines["normal"].by_class) == [class_of(candidate(0, 7, 900))]
-
-    @given(
-        steps=st.lists(
-            st.tuples(
-                st.sampled_from(["add", "remove", "put_back", "anew"]),
-                st.integers(0, 15),
-                st.integers(1, 5000),
-                st.integers(1, 5000),
-                st.sampled_from(LEVELS),
-                st.sampled_from(list(Priority)),
-            ),
-            max_size=60,
-        )
-    )
-    def test_by_class_each_job_is_there_once_and_nothing_else(
-        self, steps: list[tuple[str, int, int, int, str, Priority]]
-    ) -> None:
-        """Also where a job comes a second time with another size: anyone can write to a stream."""
-        window = Window()
-        for action, i, prompt, output, level, priority in steps:
-            one = candidate(i, prompt, output, level, priority.value if level == "returned" else "")
-            if action == "add":
-                window.add(one)
-            elif action == "put_back":
-                window.put_back([one])
-            elif action == "remove":
-                window.remove(one.job)
-            else:
-                window.predict_anew(lambda job, prompt=prompt, output=output: Candidate(job, prompt, output))
-            for line in window.lines.values():
-                filed = [(key, c) for key, jobs in line.by_class.items() for c in jobs.values()]
-                assert all(class_of(c) == key for key, c in filed)
-                assert Counter(ids(c for _, c in filed)) == Counter(ids(line))
-                assert all(line.by_class.values())
 
 
 class TestDecide:
@@ -301,142 +210,3 @@ class TestManyDevices:
         assert changed(14.0)  # it was not looked at for long
         renew_offer(offer_of(one, 0.02), one, 0.02, 14.0)
         assert changed(15.0)
-
-
-class TestLateBinding:
-    @given(seats=st.integers(1, 300), in_flight=st.integers(0, 700), jobs_per_s=st.floats(0, 1e5))
-    def test_a_device_is_offered_its_seats_and_what_hides_the_round_trip(
-        self, seats: int, in_flight: int, jobs_per_s: float
-    ) -> None:
-        one = Device("a", heartbeat(seats=seats, kv_tokens_total=10**9), jobs_per_s=jobs_per_s)
-        for i in range(in_flight):
-            one.bind(InFlight(f"b.{i}", 1, 1))
-        offer = offer_of(one, round_trip_s=0.02)
-        assert offer.slots_left == seats + one.depth(0.02) - in_flight
-        assert 1 <= one.depth(0.02) <= seats
-
-    def test_a_slow_device_holds_one_job_more_than_it_has_seats(self) -> None:
-        assert offer_of(Device("a", heartbeat(seats=8), jobs_per_s=0.5), 0.02).slots_left == 9
-
-    def test_the_faster_jobs_end_the_deeper_its_queue(self) -> None:
-        depths = [Device("a", heartbeat(seats=256), jobs_per_s=rate).depth(0.02) for rate in (0, 100, 1000, 10**6)]
-        assert depths == [1, 5, 41, 256]
-
-    def test_memory_bounds_it_by_the_peak_to_come(self) -> None:
-        one = Device("a", heartbeat(seats=4, kv_tokens_total=1000))
-        one.bind(InFlight("b.0", 300, 400))
-        assert offer_of(one, 0.02).kv_left() == pytest.approx(980 - 700, abs=32)
-
-    def test_memory_that_the_engine_holds_beyond_what_we_count_is_not_given_away(self) -> None:
-        one = Device("a", heartbeat(seats=4, kv_tokens_total=1000))
-        one.refresh(heartbeat(seats=4, kv_tokens_total=1000, kv_tokens_free=400))
-        assert offer_of(one, 0.02).kv_left() == pytest.approx(980 - 600, abs=32)
-
-    @pytest.mark.parametrize("full", [{"running": 8, "kv_tokens_free": 900}, {"running": 2, "kv_tokens_free": 299}])
-    def test_an_engine_that_holds_requests_back_gets_no_more(self, full: dict[str, int]) -> None:
-        def slots(waiting: int) -> int:
-            one = Device("a", heartbeat(seats=8, waiting=waiting, kv_tokens_total=1000, **full))
-            one.bind(InFlight("b.0", 100, 50))
-            return offer_of(one, 0.02).slots_left
-
-        assert (slots(2), slots(3)) == (8, 0)
-
-    def test_an_engine_that_is_at_the_prompts_of_those_that_wait_gets_more(self) -> None:
-        one = Device("a", heartbeat(seats=8, running=2, waiting=6, kv_tokens_total=1000, kv_tokens_free=900))
-        one.bind(InFlight("b.0", 100, 50))
-        assert offer_of(one, 0.02).slots_left == 8
-
-
-class Books(RuleBasedStateMachine):
-    """Whatever happens in whatever order: no job lost or twice, no device over its room, no token miscounted."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.placer: Placer = placer_of()
-        self.made = 0
-        self.ended = 0
-        self.now = 0.0
-        self.copied: dict[str, str] = {}
-
-    @initialize(policy=st.sampled_from(sorted(POLICIES)))
-    def start(self, policy: str) -> None:
-        shapes = [(1, 1.0), (2, 0.3), (3, 5.0)]
-        self.placer = placer_of(
-            *(device(f"d{i}", slower(PROFILE, slow, seats=n, kv_tokens=2000)) for i, (n, slow) in enumerate(shapes)),
-            policy=policy,
-        )
-
-    @rule(count=st.integers(1, 10), body_bytes=st.integers(1, 4000), level=st.sampled_from(["high", "low", "returned"]))
-    def arrive(self, count: int, body_bytes: int, level: str) -> None:
-        for _ in range(count):
-            self.placer.add(job(self.made, level, body_bytes=body_bytes))
-            self.made += 1
-
-    @rule(undo=st.booleans(), passed=st.floats(0, 2))
-    def decide(self, undo: bool, passed: float) -> None:
-        self.now += passed
-        groups = self.placer.decide(self.now)
-        for name, placed in groups.items():
-            known = self.placer.cluster.devices[name]
-            assert len(known.in_flight) <= known.heartbeat.seats + known.depth(0.02)
-            assert all(p.device == name for p in placed)
-        if undo:
-            self.placer.take_back(placements(groups))
-
-    @rule(data=st.data(), prompt=st.integers(0, 100), output=st.integers(0, 3000))
-    def end(self, data: st.DataObject, prompt: int, output: int) -> None:
-        one = self.placer.cluster.devices[data.draw(st.sampled_from(["d0", "d1", "d2"]))]
-        if one.in_flight:
-            job_id = data.draw(st.sampled_from(sorted(one.in_flight)))
-            self.placer.completed(one.name, {job_id: (prompt, output)}, self.now)
-            self.ended += 1
-            self.drop(job_id)
-
-    def drop(self, job_id: str) -> None:
-        """The other side of a job that ran twice is dropped."""
-        if self.copied.pop(job_id, None):
-            for other in self.placer.cluster.devices.values():
-                self.placer.forget(other.name, [job_id])
-
-    @rule(name=st.sampled_from(["d0", "d1", "d2"]), state=st.sampled_from(["ready", "draining"]))
-    def beat(self, name: str, state: str) -> None:
-        known = self.placer.cluster.devices[name]
-        running = min(len(known.in_flight), known.heartbeat.seats)
-        done = {"steps_total": known.heartbeat.steps_total + 5 * bool(running), "running": running}
-        update = {"state": state, "seen": known.heartbeat.seen + 1} | done
-        self.placer.cluster.refresh(name, known.heartbeat.model_copy(update=update), self.now)
-
-    @rule(passed=st.floats(0, 2))
-    def finish(self, passed: float) -> None:
-        self.now += passed
-        decided = self.placer.finish_up(self.now)
-        for name, jobs in decided.recalls.items():
-            self.placer.forget(name, jobs)
-            for job_id in jobs:
-                self.placer.add(job(int(job_id[2:]), "returned"))
-        for copy in decided.copies:
-            assert copy.job.job_id not in self.copied
-            self.copied[copy.job.job_id] = copy.device
-
-    @invariant()
-    def every_job_is_in_one_place(self) -> None:
-        places = ids(self.placer.window)
-        for one in self.placer.cluster.devices.values():
-            places += [job_id for job_id in one.in_flight if self.copied.get(job_id) != one.name]
-        assert len(places) == len(set(places)) == self.made - self.ended
-
-    @invariant()
-    def tokens_in_flight_are_the_sum(self) -> None:
-        for one in self.placer.cluster.devices.values():
-            assert one.tokens_in_flight == sum(bound.tokens for bound in one.in_flight.values())
-
-    @invariant()
-    def an_empty_device_has_nothing_to_do(self) -> None:
-        for one in self.placer.cluster.devices.values():
-            if not one.in_flight:
-                assert sum(one.backlog.left(one.calendar.step)) == pytest.approx(0, abs=1e-3)
-                assert one.calendar.steps_left == 0.0
-
-
-TestBooks = Books.TestCase
-TestBooks.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)

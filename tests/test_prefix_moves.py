@@ -3,22 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
 
 import pytest
 from cluster_fixtures import CHAT
-from move_fixtures import TTL_S, Desk, open_desk
+from move_fixtures import TTL_S, Desk
 
 from broker.client import Client
 from broker.jobs import WaitingJob
 from broker.openai_batch import RequestLine, parse_line
 from broker.prefixes import MAX_CHARS, parse_marks, prefix_marks
-
-
-@pytest.fixture
-async def desk(any_redis_url: str, pool: str) -> AsyncIterator[Desk]:
-    async with open_desk(any_redis_url, pool) as opened:
-        yield opened
 
 
 def body(model: str, text: str) -> dict[str, object]:

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from child_processes import start_process
 from cli_process import ROOT, environment
 from cluster_fixtures import PATIENCE_S, Cluster, cluster_of, eventually, instant_engine
 
@@ -51,7 +52,7 @@ async def run_example(name: str, url: str) -> list[str]:
 
 
 async def start_script(path: Path, url: str) -> asyncio.subprocess.Process:
-    return await asyncio.create_subprocess_exec(
+    return await start_process(
         sys.executable,
         str(path),
         cwd=ROOT,

@@ -210,7 +210,7 @@ class TestStore:
 async def test_the_scheduler_schedules_on_where_it_cannot_note_what_ended(
     cluster: Cluster, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("broker.scheduler._NOTE_S", 0.05)
+    monkeypatch.setattr("broker.leadership._NOTE_S", 0.05)
     await cluster.redis.set(cluster.keys.recent, "not even a stream")
     cluster.schedule()
     worker = await cluster.join("w", instant_engine(cluster.model))
@@ -221,7 +221,7 @@ async def test_the_scheduler_schedules_on_where_it_cannot_note_what_ended(
 
 
 async def test_the_scheduler_notes_what_ended(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("broker.scheduler._NOTE_S", 0.05)
+    monkeypatch.setattr("broker.leadership._NOTE_S", 0.05)
     cluster.schedule()
     worker = await cluster.join("w", instant_engine(cluster.model))
     await cluster.collect(await cluster.submit(30))

@@ -195,7 +195,7 @@ class TestCounting:
     async def test_cancelled_batches_are_known_also_when_there_are_more_than_it_remembers(
         self, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("broker.scheduler._BATCHES_KEPT", 1)
+        monkeypatch.setattr("broker.request_reader._BATCHES_KEPT", 1)
         await cluster.register_model()
         cluster.schedule()
         await cluster.leading("first")

@@ -13,6 +13,7 @@ import aiohttp
 import openai
 import orjson
 import pytest
+from child_processes import start_process
 from openai.types.chat import ChatCompletionChunk, ChatCompletionMessageParam
 
 from broker.throughput import Profile
@@ -177,7 +178,7 @@ async def test_a_port_in_use_is_one_clear_line() -> None:
 async def run_command(*arguments: str) -> asyncio.subprocess.Process:
     command = [sys.executable, "-m", "workers.engines.simulated_server", *arguments]
     pipe = asyncio.subprocess.PIPE
-    return await asyncio.create_subprocess_exec(
+    return await start_process(
         *command, stdout=pipe, stderr=pipe, cwd=Path(__file__).parents[1], env={"COLUMNS": "200"}
     )
 

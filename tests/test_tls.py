@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from child_processes import bound
 from cluster_fixtures import cluster_of, eventually, exactly_once, instant_engine
 
 from broker.connection import connected
@@ -70,7 +71,7 @@ def _serve(binary: str, folder: Path, name: str) -> Generator[int]:
     words = ["--port", "0", "--bind", "127.0.0.1", "--tls-port", str(port), "--requirepass", "secret", "--save", ""]
     words += ["--tls-cert-file", f"{name}.crt", "--tls-key-file", f"{name}.key", "--tls-ca-cert-file", "ca.crt"]
     with (folder / f"{name}.log").open("wb") as log:
-        process = subprocess.Popen([binary, *words], cwd=folder, stdout=log, stderr=log)
+        process = subprocess.Popen(bound(binary, *words), cwd=folder, stdout=log, stderr=log)
     try:
         asyncio.run(eventually(lambda: _listens(port) or process.poll() is not None))
         if process.poll() is not None:

@@ -10,43 +10,12 @@ from typing import Any
 import pytest
 from cluster_fixtures import CHAT, Cluster, cluster_of, eventually, exactly_once
 from redis.exceptions import ResponseError
+from vandal_corpus import BYTES, ENTRIES, VALUES
 
 from broker.jobs import job_id
 from broker.keys import LEVELS, PoolKeys
 from broker.throughput import Profile
 from workers.engines.simulated import SimulatedEngine, SimulatedOptions
-
-BYTES = b"\xff\xfe"
-JUNK: list[dict[Any, Any]] = [
-    {"what": "is this"},
-    {BYTES: BYTES},
-    {"": ""},
-    {"job": "", "batch": "", "priority": "normal", "body_bytes": "0", "max_tokens": "0"},
-    {"job": BYTES, "batch": BYTES, "priority": "normal", "body_bytes": "1", "max_tokens": "1"},
-    {"job": "b.x", "batch": "b", "priority": "normal", "body_bytes": "9" * 400, "max_tokens": "9" * 400},
-    {"job": "b.x", "prompt_tokens": "9" * 400, "output_tokens": "-1"},
-    {"kind": "completed", "worker": "w0", "jobs": "a:b:c:d e"},
-    {"kind": "completed", "worker": "w0", "jobs": "x:999999999:999999999:999999999"},
-    {"kind": "returned", "worker": "nobody", "jobs": "x " * 1000},
-    {"kind": "dropped", "worker": "w0"},
-    {"kind": "cancelled", "batch": "none"},
-    {"kind": "worker", "worker": BYTES},
-    {"order": "cancel"},
-    {"order": "cancel_job", "job": "x", "entry": "9"},
-    {"order": BYTES},
-    {
-        "job": "x",
-        "custom_id": "x",
-        "status_code": "many",
-        "worker": "",
-        "attempt": "1",
-        "submitted": "1",
-        "started": "1",
-    },
-    {"ended": "1:2:3 4:5:6:7 x"},
-    {"ended": "9" * 5000},
-]
-VALUES = [b"", BYTES, b"9" * 400, b"-1", b"nan", b"x" * 100_000, b"[]"]
 
 
 @pytest.fixture
@@ -71,7 +40,7 @@ async def fill_streams(cluster: Cluster, keys: PoolKeys) -> dict[str, list[str]]
     streams = [*map(keys.requests, LEVELS), keys.events, keys.recent, keys.device("w0"), keys.control("w0")]
     wrote: dict[str, list[str]] = {}
     for stream in streams:
-        wrote[stream] = [(await any_redis(cluster).xadd(stream, fields)).decode() for fields in JUNK]
+        wrote[stream] = [(await any_redis(cluster).xadd(stream, fields)).decode() for fields in ENTRIES]
     return wrote
 
 
@@ -121,7 +90,7 @@ class TestVandal:
         await fill_hashes(cluster, keys)
         exactly_once(await cluster.collect(batch), 60)
         # results that are none are skipped, and told of
-        bad = [(await any_redis(cluster).xadd(keys.results(batch), fields)).decode() for fields in JUNK]
+        bad = [(await any_redis(cluster).xadd(keys.results(batch), fields)).decode() for fields in ENTRIES]
         exactly_once(await cluster.collect(batch), 60)
         exactly_once(await cluster.collect(await cluster.submit(20)), 20)
 
@@ -136,7 +105,7 @@ class TestVandal:
         assert not any(worker.task.done() for worker in workers)
         for stream in (keys.requests("normal"), keys.device("w0"), keys.events):
             told = [entry for entry in wrote[stream] if entry in caplog.text]
-            assert len(told) >= len(JUNK) // 3, stream
+            assert len(told) >= len(ENTRIES) // 3, stream
         assert any(entry in caplog.text for entry in bad)
         assert "order {" in caplog.text
         assert (await cluster.client.counts(batch)).done == 60

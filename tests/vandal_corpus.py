@@ -33,6 +33,7 @@ ENTRIES: list[dict[Any, Any]] = [
     {"order": "cancel_job", "job": "x", "entry": "9"},
     {"order": BYTES},
     {"job": "x", "custom_id": "x", "status_code": "many", "worker": "", "attempt": "1", "submitted": "1"},
+    {"job": "x", "custom_id": "x", "status_code": "many", "attempt": "1", "submitted": "1", "started": "1"},
     {"ended": "1:2:3 4:5:6:7 x"},
     {"ended": "9" * 5000},
     {"news": "[]"},

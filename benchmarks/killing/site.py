@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
-import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ import psutil
 
 from benchmarks.cluster import POOL, BenchCluster, BenchmarkError
 from benchmarks.killing.planner import HOST, MIX_S, MODEL, Menu
+from benchmarks.waiting import until_true
 from broker.concurrency import cancel_all
 from broker.pool_plan import PoolPlan
 from broker.recent_mix import MixClass, RecentMix
@@ -75,15 +75,20 @@ class Site:
         Raises:
             BenchmarkError: it does not.
         """
-        begin = time.monotonic()
-        while not await condition():
+
+        async def holds() -> bool:
+            if await condition():
+                return True
             self.cluster.check()
             for task in self._tasks:
                 if task.done():
                     task.result()
-            if time.monotonic() - begin > _PATIENCE_S:
-                raise BenchmarkError(f"{otherwise} within {_PATIENCE_S:.0f} s: {self.folder}")
-            await asyncio.sleep(_POLL_S)
+            return False
+
+        try:
+            await until_true(holds, _PATIENCE_S, _POLL_S)
+        except TimeoutError:
+            raise BenchmarkError(f"{otherwise} within {_PATIENCE_S:.0f} s: {self.folder}") from None
 
     async def as_planned(self) -> bool:
         """Whether the plan is the one for the mix, and its workers are ready and just they run."""

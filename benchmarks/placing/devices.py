@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from benchmarks.cluster import BenchmarkError
 from broker.throughput import DeviceKind, Profile
+from planner.fleet import COEFFICIENTS
 from planner.simulate import SimulatedDevice
 
 #: Requests that every engine runs at once (vLLM's max_num_seqs), and the range of its tokens a step
@@ -19,15 +20,6 @@ from planner.simulate import SimulatedDevice
 SEATS = 512
 LEAST_BATCHED_TOKENS, MOST_BATCHED_TOKENS = 2048, 16384
 LONGEST_STEP_S = 1.1
-
-_COEFFICIENTS = (
-    "prefill_a_s",
-    "prefill_b_s_per_tok",
-    "prefill_c_s_per_tok2",
-    "decode_d_s",
-    "decode_e_s_per_req",
-    "decode_f_s_per_ctxtok",
-)
 
 
 class Part(BaseModel):
@@ -111,7 +103,7 @@ class Catalogue:
         self._fits: dict[tuple[str, str, int], Mapping[str, str]] = {}
         self._kv: dict[tuple[str, str, int], int] = {}
         fits, kv = data / "profiles" / "fits.csv", data / "profiles" / "kv.csv"
-        for row in _rows(fits, ("device", "model", "tp", *_COEFFICIENTS)):
+        for row in _rows(fits, ("device", "model", "tp", *COEFFICIENTS)):
             self._fits[_key(row, fits)] = row
         for row in _rows(kv, ("device", "model", "tp", "free_kv_tokens_replica")):
             self._kv[_key(row, kv)] = int(_number(row, "free_kv_tokens_replica", kv))
@@ -146,7 +138,7 @@ class Catalogue:
             raise BenchmarkError(f"profiles/kv.csv has no line for {_words(key)}: how many KV tokens it holds")
         if held < 16:
             raise BenchmarkError(f"{_words(key)} has no memory left for KV tokens: take a higher tp or another device")
-        times = [_number(self._fits[key], column, Path("fits.csv")) for column in _COEFFICIENTS]
+        times = [_number(self._fits[key], column, Path("fits.csv")) for column in COEFFICIENTS]
         return Profile(*times, kv_tokens=held, seats=seats)
 
     def _named(self, part: Part) -> tuple[str, DeviceKind]:

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import tempfile
-import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
-from benchmarks.cluster import BenchmarkError, Process
+from benchmarks.cluster import BenchmarkError, Process, ProcessGroup
 from broker.client import Client, connect_client
 from broker.cluster import Heartbeat
-from broker.store.monitor import MonitorStore
 from tokenyard.demo_model import DEMO_MODEL_NAMES
 from tokenyard.embedded_server import EmbeddedServer
 from tokenyard.local_cluster import WorkerSpec
@@ -25,15 +23,11 @@ _LEASE_TIMEOUT_S = 30.0
 _LOOK_S = 0.05
 
 
-class RealCluster:
+class RealCluster(ProcessGroup):
     """Server, client and workers of one pool; see ``real_cluster``."""
 
     def __init__(self, folder: Path, server: EmbeddedServer, client: Client) -> None:
-        self.client = client
-        self.server = server
-        self.monitor = MonitorStore(client.redis, POOL)
-        self.scheduler: Process | None = None
-        self.workers: list[Process] = []
+        super().__init__(server, client, POOL)
         self._folder = folder
 
     async def profile(self, specs: Sequence[WorkerSpec], budget_s: float) -> dict[str, Path]:
@@ -79,7 +73,7 @@ class RealCluster:
             child = self._process(spec.name, words, self.server.url)
             await child.start()
             self.workers.append(child)
-        await self.until(self._are_ready, "the workers did not become ready", _START_TIMEOUT_S)
+        await self.until(self.are_ready, "the workers did not become ready", _START_TIMEOUT_S)
 
     async def heartbeats(self) -> dict[str, Heartbeat]:
         """The last heartbeat of each worker.
@@ -100,34 +94,11 @@ class RealCluster:
         self.scheduler = self._process("scheduler", ["scheduler", "--pool", POOL, "--policy", policy], self.server.url)
         await self.scheduler.start()
         try:
-            await self.until(self._is_led, "the scheduler did not take the lease", _LEASE_TIMEOUT_S)
+            await self.until(self.is_led, "the scheduler did not take the lease", _LEASE_TIMEOUT_S)
             yield
         finally:
             await self.scheduler.stop()
             self.scheduler = None
-
-    async def until(self, condition: Callable[[], Awaitable[bool]], otherwise: str, timeout_s: float) -> None:
-        """Wait until ``condition`` holds.
-
-        Raises:
-            BenchmarkError: a process ended, or ``timeout_s`` seconds went by: then the message is ``otherwise``.
-        """
-        end = time.monotonic() + timeout_s
-        while not await condition():
-            self.check()
-            if time.monotonic() > end:
-                raise BenchmarkError(f"{otherwise} within {timeout_s:.0f} s")
-            await asyncio.sleep(_LOOK_S)
-
-    def check(self) -> None:
-        """See that all processes run.
-
-        Raises:
-            BenchmarkError: one ended.
-        """
-        for child in [*self.workers, *([self.scheduler] if self.scheduler else [])]:
-            if child.ended:
-                raise BenchmarkError(f"{child.name} ended: {child.how_it_ended()}")
 
     async def stop(self) -> None:
         """End the workers."""
@@ -136,14 +107,6 @@ class RealCluster:
     def _process(self, name: str, words: Sequence[str], redis_url: str) -> Process:
         environment = {"TOKENYARD_REDIS_URL": redis_url, "NO_COLOR": "1", "TYPER_USE_RICH": "0"}
         return Process(name, list(words), log_dir=self._folder, environment=environment)
-
-    async def _is_led(self) -> bool:
-        return await self.monitor.lease_owner() is not None
-
-    async def _are_ready(self) -> bool:
-        beats = await self.monitor.heartbeats()
-        ready = {name for name, beat in beats.items() if beat is not None and beat.state == "ready"}
-        return ready >= {worker.name for worker in self.workers}
 
 
 @asynccontextmanager

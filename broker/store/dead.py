@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from redis.exceptions import ResponseError
@@ -94,19 +94,30 @@ class DeadLetterStore:
                     log.warning("%.200r is no dead letter: skipped", self.keys.letter(job_id))
         return found
 
+    async def without_letter(self, found: Collection[DeadLetter]) -> list[str]:
+        """Jobs on the list whose letter is gone, or cannot be read: somebody deleted it by hand, or wrote over it.
+
+        ``found``: the letters that were read, of all jobs on the list.
+        """
+        known = {letter.job_id for letter in found}
+        missing = [job for job in await self.ids() if job not in known]
+        come = {letter.job_id for letter in await self.letters(missing)}  # since those were read
+        return [job for job in missing if job not in come]
+
     async def body(self, job_id: str) -> bytes | None:
         """The request of a letter; None where it is not kept."""
         return await self._redis.hget(self.keys.letter(job_id), "body")
 
     async def drop(self, job_ids: Sequence[str]) -> int:
-        """Delete letters. The results of their jobs stay. Returns how many there were."""
+        """Delete letters, and take their jobs off the list. The jobs' results stay. Returns how many there were."""
         dropped = 0
         for start in range(0, len(job_ids), _READ_LETTERS):
             pipe = self._redis.pipeline(transaction=False)
             for job_id in job_ids[start : start + _READ_LETTERS]:
                 pipe.zrem(self.keys.dead, job_id)
                 pipe.delete(self.keys.letter(job_id))
-            dropped += sum(int(n) for n in (await pipe.execute())[1::2])
+            answers = await pipe.execute()
+            dropped += sum(max(listed, there) for listed, there in zip(answers[::2], answers[1::2], strict=True))
         return dropped
 
 

@@ -16,7 +16,7 @@ from broker.settings import Settings
 from broker.store.dead import DeadLetterStore
 from tokenyard.cli.runtime import PoolName, RedisUrl, err, out, redis_url_of, run, settings_of
 from tokenyard.dead_retry import retry_letters
-from tokenyard.views.dead import letter_lines, letters_view
+from tokenyard.views.dead import letter_lines, letters_view, without_letter_line
 from tokenyard.views.text import counted
 
 Jobs = Annotated[list[str] | None, typer.Argument(metavar="[JOB]...", help="Ids of jobs.", show_default=False)]
@@ -50,13 +50,17 @@ def list_letters(
     settings = settings_of(redis_url=redis_url, pool=pool)
 
     async def listed(client: Client, pool: str, wanted: _Wanted) -> int:
-        letters = await _chosen(client, pool, wanted)
+        store = DeadLetterStore(client.redis, pool)
+        found = await store.letters(await store.ids())
+        letters = _of_batch(found, wanted.batch)
         if as_json:
             _print_json(letters)
         elif letters:
             out.print(letters_view(letters), soft_wrap=True, markup=False, highlight=False)
         else:
             _say(f"pool {pool} has no dead letters")
+        if bare := await store.without_letter(found):
+            _say(without_letter_line(bare))
         return 0
 
     _with_letters(listed, _Wanted([], batch, everything=True), settings)
@@ -113,6 +117,8 @@ async def _drop(client: Client, pool: str, wanted: _Wanted) -> int:
     store = DeadLetterStore(client.redis, pool)
     if wanted.everything and not wanted.jobs and wanted.batch is None:
         dropped = await store.drop(await store.ids())  # also those that cannot be read
+    elif wanted.jobs:
+        dropped = await store.drop(_known(wanted.jobs, await store.ids(), pool))  # likewise
     else:
         dropped = await store.drop([letter.job_id for letter in await _chosen(client, pool, wanted)])
     _say(f"{counted(dropped, 'dead letter')} dropped")
@@ -140,15 +146,34 @@ async def _chosen(client: Client, pool: str, wanted: _Wanted) -> list[DeadLetter
     """
     store = DeadLetterStore(client.redis, pool)
     if wanted.jobs:
-        ids = list(dict.fromkeys(job.removeprefix(ID_PREFIX) for job in wanted.jobs))
-        letters = await store.letters(ids)
-        for missing in [job for job in ids if job not in {letter.job_id for letter in letters}]:
-            raise UnknownLetterError(f"pool {pool} has no dead letter of job {missing}: see `tokenyard dead list`")
+        letters = await store.letters(_ids(wanted.jobs))
+        _known(wanted.jobs, [letter.job_id for letter in letters], pool)
         return letters
     if wanted.batch is None and not wanted.everything:
         raise UsageError("which? Give ids as `tokenyard dead list` shows them, --batch BATCH or --all")
-    letters = await store.letters(await store.ids())
-    return [letter for letter in letters if wanted.batch in (None, letter.batch)]
+    return _of_batch(await store.letters(await store.ids()), wanted.batch)
+
+
+def _of_batch(letters: Sequence[DeadLetter], batch: str | None) -> list[DeadLetter]:
+    """Those of this batch; all, where none is named."""
+    return [letter for letter in letters if batch in (None, letter.batch)]
+
+
+def _ids(jobs: Sequence[str]) -> list[str]:
+    """Each once, as Redis has them."""
+    return list(dict.fromkeys(job.removeprefix(ID_PREFIX) for job in jobs))
+
+
+def _known(jobs: Sequence[str], known: Sequence[str], pool: str) -> list[str]:
+    """The ids of jobs, all of which are known.
+
+    Raises:
+        UnknownLetterError: one is not.
+    """
+    ids = _ids(jobs)
+    for missing in [job for job in ids if job not in known]:
+        raise UnknownLetterError(f"pool {pool} has no dead letter of job {missing}: see `tokenyard dead list`")
+    return ids
 
 
 def _print_json(letters: Sequence[DeadLetter]) -> None:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 
 from rich.table import Table
 
 from broker.dead_letters import DeadLetter
-from tokenyard.views.text import name_cell, printable
+from tokenyard.views.text import counted, name_cell, printable
+
+#: Names that a line shows, and how much of each.
+_SHOWN = 5
+_SHOWN_CHARS = 200
 
 
 def letters_view(letters: Iterable[DeadLetter]) -> Table:
@@ -38,6 +42,17 @@ def letter_lines(letter: DeadLetter) -> list[str]:
     if not letter.has_body:
         lines.append("its request is too long to be kept here: submit its line again from its file")
     return [printable(" ".join(line.split())) for line in lines]
+
+
+def without_letter_line(jobs: Sequence[str]) -> str:
+    """Jobs on the list that have no letter: how many, the first of them, and what to do."""
+    have, them = ("has", "it") if len(jobs) == 1 else ("have", "them")
+    first = ", ".join(printable(job[:_SHOWN_CHARS]) for job in jobs[:_SHOWN])
+    rest = f" and {len(jobs) - _SHOWN:,} more" if len(jobs) > _SHOWN else ""
+    return (
+        f"{counted(len(jobs), 'job')} on the list {have} no letter that can be read, deleted or overwritten by hand: "
+        f"{first}{rest}; `tokenyard dead drop JOB` takes {them} off the list"
+    )
 
 
 def _time(seconds: float) -> str:

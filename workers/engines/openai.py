@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 import re
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ import aiohttp
 import orjson
 
 from workers.engines._vllm_metrics import ServerMetrics, read_metrics
+from workers.engines.back_pressure import BUSY, BackPressure
 from workers.engines.base import (
     Capacity,
     EngineRequest,
@@ -22,15 +24,12 @@ from workers.engines.base import (
     Load,
     Tell,
 )
-from workers.engines.chunk_assembly import Assembly, EventLines
+from workers.engines.openai_sending import Sender, reason
 
 log = logging.getLogger(__name__)
 
 _URLS = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/embeddings"})
-# These say something about the server's moment or our key, and nothing about the request.
-_NOT_THE_REQUEST = frozenset({401, 403, 429, 502, 503, 504})
 _PROBE_TIMEOUT = aiohttp.ClientTimeout(total=10)
-_RUN_TIMEOUT = aiohttp.ClientTimeout(total=None, sock_connect=10)  # an answer takes as long as it takes
 _SPARE_CONNECTIONS = 16
 _KEEP_ALIVE_S = 4.0  # below the 5 s after which uvicorn closes an idle connection
 _BYTES_PER_TOKEN = 4
@@ -49,7 +48,11 @@ class OpenAIOptions:
         kv_tokens: tokens its KV cache holds, where its metrics do not say.
         context_tokens: longest prompt plus output, where its model list does not say.
         device: kind of the device, as reported.
-        retry_delays_s: waits before a request is sent again that the server could not take.
+        retry_delays_s: waits before a request is sent again whose connection was lost.
+        busy_first_s: first wait of a request that the server is too busy for (429, 503) and does not say for how long;
+            doubled with each refusal.
+        busy_longest_s: the longest of these.
+        busy_patience_s: a server that is too busy for all that it is asked for so long has failed.
         poll_s: seconds between two looks at the server's metrics while it works.
         idle_poll_s: the same while it has nothing to do.
     """
@@ -63,6 +66,9 @@ class OpenAIOptions:
     context_tokens: int = 8192
     device: str = "remote"
     retry_delays_s: tuple[float, ...] = (0.25, 1.0)
+    busy_first_s: float = 0.5
+    busy_longest_s: float = 5.0
+    busy_patience_s: float = 300.0
     poll_s: float = 1.0
     idle_poll_s: float = 10.0
 
@@ -70,12 +76,13 @@ class OpenAIOptions:
 class OpenAIEngine:
     """An Engine that forwards to a server. Its load is the server's where that is a vLLM, else what it sent there."""
 
-    def __init__(self, options: OpenAIOptions) -> None:
+    def __init__(self, options: OpenAIOptions, *, rng: random.Random | None = None) -> None:
         self._options = options
+        self._rng = rng or random.Random()
         self._url = options.url.rstrip("/").removesuffix("/v1")
         self._address = re.sub(r"//[^/@]*@", "//", self._url)  # no password in a message
         self._place = "the server at " + self._address
-        self._session: aiohttp.ClientSession | None = None
+        self._sender: Sender | None = None
         self._poller: asyncio.Task[None] | None = None
         self._arrival = asyncio.Event()
         self._metrics: ServerMetrics | None = None
@@ -94,17 +101,18 @@ class OpenAIEngine:
         options = self._options
         headers = {"Authorization": f"Bearer {options.api_key}"} if options.api_key else {}
         connector = aiohttp.TCPConnector(limit=options.seats + _SPARE_CONNECTIONS, keepalive_timeout=_KEEP_ALIVE_S)
-        self._session = aiohttp.ClientSession(connector=connector, headers=headers)
+        session = aiohttp.ClientSession(connector=connector, headers=headers)
+        self._sender = self._new_sender(session)
         try:
-            card = await self._model_card(self._session)
-            self._metrics = await self._look(self._session)
-            version = await self._version(self._session)
+            card = await self._model_card(session)
+            self._metrics = await self._look(session)
+            version = await self._version(session)
         except BaseException:
             await self.stop()
             raise
         if self._metrics:
             self._kv_tokens = self._metrics.kv_tokens or options.kv_tokens
-            self._poller = asyncio.create_task(self._poll(self._session))
+            self._poller = asyncio.create_task(self._poll(session))
         context = card.get("max_model_len")
         return Capacity(
             device=options.device,
@@ -120,7 +128,7 @@ class OpenAIEngine:
         """Forward one request. Cancelling the call closes its connection, at which vLLM aborts it.
 
         Raises:
-            EngineUnavailableError: the server cannot be reached, refuses the key, or stays overloaded.
+            EngineUnavailableError: the server cannot be reached, refuses the key, or stays busy for too long.
         """
         return await self._run(request, None)
 
@@ -150,7 +158,7 @@ class OpenAIEngine:
         self._bytes_in_flight += len(body)
         self._arrival.set()
         try:
-            response = await self._post_patiently(request.url, body, _Stream(tell))
+            response = await self._sent(request.url, body, tell)
         finally:
             self._in_flight -= 1
             self._bytes_in_flight -= len(body)
@@ -160,12 +168,17 @@ class OpenAIEngine:
         return response
 
     def load(self) -> Load:
-        """The server's load, at most ``poll_s`` old; what is in flight from here where it does not tell its own."""
+        """The server's load, at most ``poll_s`` old; what is in flight from here where it does not tell its own.
+
+        What it is too busy for waits.
+        """
         metrics, seats = self._metrics, self._options.seats
         sent = self._bytes_in_flight // _BYTES_PER_TOKEN
+        held = self._sender.held if self._sender else 0
+        there = self._in_flight - held
         return Load(
-            running=metrics.running if metrics else min(self._in_flight, seats),
-            waiting=metrics.waiting if metrics else max(self._in_flight - seats, 0),
+            running=metrics.running if metrics else min(there, seats),
+            waiting=held + (metrics.waiting if metrics else max(there - seats, 0)),
             kv_tokens_used=metrics.kv_tokens_used if metrics else min(sent, self._kv_tokens),
             prompt_tokens_total=self._prompt_tokens,
             output_tokens_total=self._output_tokens,
@@ -175,13 +188,28 @@ class OpenAIEngine:
 
     async def stop(self) -> None:
         """Let go of the server. What still runs there for us fails with EngineUnavailableError."""
-        poller, session = self._poller, self._session
-        self._poller = self._session = None
+        poller, sender = self._poller, self._sender
+        self._poller = self._sender = None
         if poller:
             poller.cancel()
             await asyncio.wait((poller,))
-        if session:
-            await session.close()
+        if sender:
+            await sender.close()
+
+    def _new_sender(self, session: aiohttp.ClientSession) -> Sender:
+        options = self._options
+        pressure = BackPressure(
+            first_s=options.busy_first_s,
+            longest_s=options.busy_longest_s,
+            patience_s=options.busy_patience_s,
+            rng=self._rng,
+        )
+        return Sender(session, self._url, self._place, retry_delays_s=options.retry_delays_s, pressure=pressure)
+
+    async def _sent(self, path: str, body: bytes, tell: Tell | None) -> EngineResponse:
+        if self._sender is None:
+            raise EngineUnavailableError(f"not attached to {self._place}")
+        return _response(self._place, *await self._sender.send(path, body, tell))
 
     async def _model_card(self, session: aiohttp.ClientSession) -> dict[str, Any]:
         """The server's entry for the model."""
@@ -190,10 +218,12 @@ class OpenAIEngine:
             async with session.get(f"{self._url}/v1/models", timeout=_PROBE_TIMEOUT) as response:
                 status, body = response.status, await response.read()
         except (aiohttp.ClientError, TimeoutError, ValueError) as error:
-            text = f"{place} does not answer: start it or correct its URL ({_reason(error)})"
+            text = f"{place} does not answer: start it or correct its URL ({reason(error)})"
             raise EngineStartError(text) from None
         if status in (401, 403):
             raise EngineStartError(f"{place} refuses the API key" + ("" if self._options.api_key else ": give one"))
+        if status in BUSY:
+            raise EngineStartError(f"{place} is too busy to say what it serves (status {status}): try again later")
         cards = (_object(body) or {}).get("data")
         if status != 200 or not isinstance(cards, list):
             raise EngineStartError(f"{place} is not OpenAI-compatible: it answers /v1/models with status {status}")
@@ -217,7 +247,7 @@ class OpenAIEngine:
             async with session.get(f"{self._url}/metrics", timeout=_PROBE_TIMEOUT) as response:
                 return read_metrics(await response.text()) if response.status == 200 else None
         except (aiohttp.ClientError, TimeoutError, ValueError) as error:
-            log.debug("no metrics from %s: %s", self._place, _reason(error))
+            log.debug("no metrics from %s: %s", self._place, reason(error))
             return None
 
     async def _poll(self, session: aiohttp.ClientSession) -> None:
@@ -236,70 +266,10 @@ class OpenAIEngine:
                 self._output_tokens += _grown(metrics.output_tokens, latest.output_tokens)
                 self._metrics = latest
 
-    async def _post_patiently(self, path: str, body: bytes, stream: _Stream) -> EngineResponse:
-        """Send the request; again, after a while, where the server could not take it and has told nothing."""
-        for delay in self._options.retry_delays_s:
-            try:
-                return await self._post(path, body, stream)
-            except EngineUnavailableError as error:
-                if stream.begun:
-                    raise
-                log.info("%s; trying again in %s s", error, delay)
-                await asyncio.sleep(delay)
-        return await self._post(path, body, stream)
-
-    async def _post(self, path: str, body: bytes, stream: _Stream) -> EngineResponse:
-        place = self._place
-        if self._session is None:
-            raise EngineUnavailableError(f"not attached to {place}")
-        headers = {"Content-Type": "application/json"}
-        try:
-            async with self._session.post(
-                self._url + path, data=body, headers=headers, timeout=_RUN_TIMEOUT, allow_redirects=False
-            ) as response:
-                status, answer = await stream.read(response)
-        except (aiohttp.ClientError, TimeoutError, ValueError) as error:
-            raise EngineUnavailableError(f"lost {place}: {_reason(error)}") from None
-        if status in _NOT_THE_REQUEST or 300 <= status < 400:
-            raise EngineUnavailableError(f"{place} answers with status {status}")
-        return _response(place, status, answer)
-
-
-class _Stream:
-    """What a server streams, told as it comes; ``begun`` from the first of it on."""
-
-    def __init__(self, tell: Tell | None) -> None:
-        self._tell = tell
-        self.begun = False
-
-    async def read(self, response: aiohttp.ClientResponse) -> tuple[int, bytes]:
-        """Status and whole body of an answer, streamed or not.
-
-        Raises:
-            ValueError: the stream is none, or breaks off.
-        """
-        if self._tell is None or response.content_type != "text/event-stream":
-            return response.status, await response.read()
-        lines, assembly = EventLines(), Assembly()
-        async for piece in response.content.iter_any():
-            for data in lines.feed(piece):
-                if choices := assembly.add(data):
-                    self.begun = True
-                    self._tell(orjson.dumps(choices))
-        if assembly.failure is not None:
-            return assembly.failure
-        if not assembly.done:
-            raise ValueError("its answer broke off")
-        return response.status, assembly.body()
-
 
 def _grown(before: int, after: int) -> int:
     """What a counter grew by: one of a server that was started again counts from 0 again."""
     return after - before if after >= before else after
-
-
-def _reason(error: Exception) -> str:
-    return str(error) or type(error).__name__
 
 
 def _object(body: bytes) -> dict[str, Any] | None:
