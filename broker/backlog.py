@@ -37,15 +37,29 @@ class Backlog:
         self._sent = 0.0  # prompt tokens of all jobs so far
         self._computed = 0.0  # those of them that the engine has computed
 
-    def add(self, start: float, prompt_tokens: int, output_tokens: int) -> None:
-        """A job goes to the device, at that step of its engine."""
-        self._sent += prompt_tokens
-        self._count(start, prompt_tokens, output_tokens, 1)
+    def add(self, start: float, prompt_tokens: int, output_tokens: int, *, sign: int = 1) -> None:
+        """A job goes to the device, at that step of its engine; with a ``sign`` of -1 it never did."""
+        # The sums of ``work_of``, without a tuple: this is done for every job that is placed.
+        prompt = sign * prompt_tokens
+        self._sent += prompt
+        self._prompt += prompt
+        self._squared += prompt * prompt_tokens
+        if output_tokens > 1:
+            decode = output_tokens - 1
+            context = decode * (prompt_tokens + (decode - 1) / 2)
+            rate = sign * decode / output_tokens
+            self._decode += sign * decode
+            self._decode_rate += rate
+            self._decode_offset += rate * start
+            rate = sign * context / output_tokens
+            self._context += sign * context
+            self._context_rate += rate
+            self._context_offset += rate * start
 
     def remove(self, start: float, prompt_tokens: int, output_tokens: int, computed_tokens: float) -> None:
         """It is gone, and ``computed_tokens`` of its prompt were computed."""
-        self._sent += computed_tokens - prompt_tokens
-        self._count(start, prompt_tokens, output_tokens, -1)
+        self.add(start, prompt_tokens, output_tokens, sign=-1)
+        self._sent += computed_tokens
 
     def computed(self, prompt_tokens: float) -> None:
         """The engine has computed so many prompt tokens more."""
@@ -68,22 +82,6 @@ class Backlog:
         steps = _left(self._decode, self._decode_rate, self._decode_offset, step)
         context = _left(self._context, self._context_rate, self._context_offset, step)
         return Work(prompt, squared, steps, context, prompt + steps)
-
-    def _count(self, start: float, prompt_tokens: int, output_tokens: int, sign: int) -> None:
-        # The sums of ``work_of``, without a tuple: this is done for every job that is placed.
-        self._prompt += sign * prompt_tokens
-        self._squared += sign * prompt_tokens * prompt_tokens
-        if output_tokens > 1:
-            decode = output_tokens - 1
-            context = decode * (prompt_tokens + (decode - 1) / 2)
-            rate = sign * decode / output_tokens
-            self._decode += sign * decode
-            self._decode_rate += rate
-            self._decode_offset += rate * start
-            rate = sign * context / output_tokens
-            self._context += sign * context
-            self._context_rate += rate
-            self._context_offset += rate * start
 
 
 def _left(total: float, rate: float, offset: float, step: float) -> float:

@@ -21,7 +21,9 @@ from numpy.typing import NDArray
 
 #: A bin's width.
 BIN_STEPS = 32
+_PER_STEP = 1 / BIN_STEPS  # a power of two: nothing is rounded
 _SPAN = 128  # bins of one job: what ends beyond is counted into the last
+SPAN_STEPS = _SPAN * BIN_STEPS
 _LEAD = 64  # it starts no later than so many bins from now
 _LATEST = (_LEAD - 1) * BIN_STEPS
 _BINS = _SPAN + _LEAD
@@ -138,17 +140,27 @@ class KvCalendar:
     def _keep(self, tokens: Array, sign: int) -> None:
         self._dense = True
         counted = self._bins[self._at : self._at + len(tokens)]
-        counted += sign * tokens
+        if sign > 0:
+            counted += tokens
+        else:
+            counted -= tokens
 
     def _lead(self, start: float) -> Array:
         """What a job holds in the bins before its start beyond the line on which it will grow."""
-        lead = int(start // BIN_STEPS) - self._first
+        lead = int(start * _PER_STEP) - self._first
         return (start - self.origin) - EDGES[:lead]
+
+    def bins_until(self, end: float) -> int:
+        """Bins from the present one to that in which something ends that is there now."""
+        return max(1, -int(-end // BIN_STEPS) - self._first)
 
     def bins(self, start: float, output_tokens: float) -> int:
         """Bins from the present one to that in which such a job ends; 0 or less where it is over."""
-        begun = int(start // BIN_STEPS)
-        ends = -int(-(start + output_tokens) // BIN_STEPS)
+        begun = int(start * _PER_STEP)
+        end = (start + output_tokens) * _PER_STEP
+        ends = int(end)
+        if ends < end:
+            ends += 1
         if ends > begun + _SPAN:
             ends = begun + _SPAN
         return (ends if ends > begun else begun + 1) - self._first

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+from math import inf
+
 import numpy as np
 
-from broker.kv_calendar import BIN_STEPS, EDGES, Array, Known, KvCalendar
+from broker.kv_calendar import BIN_STEPS, EDGES, SPAN_STEPS, Array, Known, KvCalendar
 
 #: After no more jobs than these the peaks are not reckoned anew for one that may or may not fit: it waits for a look.
 _FEW = 4
-_FOREVER = 10**9
 
 
 class KvRoom:
     """A look at a calendar, with the jobs that were put in since; the calendar itself does not change."""
 
-    __slots__ = ("_bound", "_calendar", "_ends", "_least", "_new", "_peaks", "_prompts", "_put", "_shortest", "sure")
+    __slots__ = ("_bound", "_calendar", "_ends", "_first_end", "_least", "_new", "_peaks", "_prompts", "_put", "sure")
 
     def __init__(self, calendar: KvCalendar, bound: float) -> None:
         """Look.
@@ -31,9 +32,9 @@ class KvRoom:
         self._least: float | None = None
         self._put: list[Known] = []
         # Of those that were put in since the peaks were reckoned: how many, their prompts, what they hold at their ends
-        # at most, and the bins until the first of them ends.
+        # at most, and the step at which the first of them ends.
         self._new = self._prompts = self._ends = 0
-        self._shortest = _FOREVER
+        self._first_end = inf
 
     def fits(self, prompt_tokens: int, output_tokens: int, start: float) -> bool:
         """Whether memory holds these and one more, whose prefill ends at step ``start``, at every step to come."""
@@ -56,9 +57,9 @@ class KvRoom:
         self._new += 1
         self._prompts += prompt_tokens
         self._ends += tokens + BIN_STEPS
-        bins = self._calendar.bins(start, output_tokens)
-        if bins < self._shortest:
-            self._shortest = bins
+        end = start + (output_tokens if output_tokens < SPAN_STEPS else SPAN_STEPS)
+        if end < self._first_end:
+            self._first_end = end
 
     def least(self) -> float:
         """Tokens free at the peak to come; at least so many, once jobs were put in."""
@@ -73,7 +74,7 @@ class KvRoom:
 
         That mostly tells enough, and is cheaper than to reckon anew.
         """
-        shortest = bins if bins < self._shortest else self._shortest
+        shortest = min(bins, self._calendar.bins_until(self._first_end))
         last = len(peaks)
         if bins > last:  # nothing was held there
             return float(peaks[min(shortest, last) - 1]) + self._prompts, float("inf")
@@ -83,5 +84,5 @@ class KvRoom:
         if self._peaks is None or self._new or len(self._peaks) < bins:
             self._peaks = np.maximum.accumulate(self._calendar.tall(bins, self._put))
             self._new = self._prompts = self._ends = 0
-            self._shortest = _FOREVER
+            self._first_end = inf
         return self._peaks

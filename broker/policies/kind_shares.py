@@ -74,7 +74,7 @@ class KindShares:
         if self._dry_in == turn:
             return None
         key = self._first_present(waiting, gone)
-        if key is None and self._absent:
+        if key is None and any(absent in waiting and absent not in gone for absent in self._absent):
             self.look_again()
             key = self._first_present(waiting, gone)
         if key is None:
