@@ -97,7 +97,7 @@ class TestShares:
             yard.add(weight * 2, *size)
         counts: dict[str, Counter[tuple[int, int]]] = {"a": Counter(), "b": Counter()}
         for _ in range(250):
-            for p in yard.decide():
+            for p in yard.decide(pass_s=0.001):  # one plan for all
                 counts[p.device][p.prompt_tokens, p.output_tokens] += 1
                 yard.add(1, p.prompt_tokens, p.output_tokens)  # the mix that waits stays what it is
             yard.end("a", drains[0])
