@@ -55,6 +55,7 @@ class Submission(msgspec.Struct, frozen=True):
         max_tokens: most tokens it may generate, 0 where it does not say.
         prefix: marks of how its prompt begins, as text (see ``broker.prefixes``); empty where it has none.
         follow: whether its client follows the tokens while they are made (see ``broker.token_news``).
+        traceparent: span of whoever submits it (see ``broker.trace_context``); empty where none was named.
     """
 
     job_id: str
@@ -64,6 +65,7 @@ class Submission(msgspec.Struct, frozen=True):
     max_tokens: int
     prefix: str = ""
     follow: bool = False
+    traceparent: str = ""
 
 
 class WaitingJob(msgspec.Struct, frozen=True):
@@ -185,6 +187,7 @@ class Result(msgspec.Struct, frozen=True):
         predicted_output_tokens: output tokens that were expected.
         reason: why this device, in a word.
         cached_tokens: prompt tokens found in the prefix cache.
+        traceparent: span of whoever submitted it, empty where none was named.
     """
 
     cursor: str
@@ -206,6 +209,7 @@ class Result(msgspec.Struct, frozen=True):
     predicted_output_tokens: int = 0
     reason: str = ""
     cached_tokens: int = 0
+    traceparent: str = ""
 
     @property
     def ok(self) -> bool:

@@ -8,6 +8,7 @@ from typing import Annotated
 import msgspec
 
 from broker.jobs import BatchCounts, Result
+from broker.trace_context import checked_traceparent
 
 _Id = Annotated[str, msgspec.Meta(max_length=512)]
 _Word = Annotated[str, msgspec.Meta(max_length=4096)]
@@ -57,6 +58,7 @@ def parse_result(entry: bytes, raw: Mapping[bytes, bytes]) -> Result | None:
         predicted_output_tokens=int(_number(raw.get(b"predicted_output_tokens"))),
         reason=raw.get(b"reason", b"")[:256].decode(errors="replace"),
         cached_tokens=int(_number(raw.get(b"cached_tokens"))),
+        traceparent=checked_traceparent(raw.get(b"traceparent", b"").decode(errors="replace")),
     )
 
 

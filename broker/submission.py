@@ -14,6 +14,7 @@ from broker.jobs import Priority, Submission, job_id
 from broker.openai_batch import LineError, RequestLine
 from broker.store.client import Bounds, ClientStore
 from broker.store.durability import on_disk
+from broker.trace_context import checked_traceparent
 
 #: A call to Redis carries at most this many jobs and about this many bytes.
 _CHUNK_JOBS = 250
@@ -42,6 +43,7 @@ class SubmitOptions:
         timeout_s: seconds that an attempt of a job may run, 0 for any time.
         completion_window_s: seconds after which what has not ended of the batch expires, 0 for never. Counted from
             the batch's first job; it cannot be changed later.
+        traceparent: span of whoever submits, for all jobs; what is no such header is ignored.
         report: told in one line that it waits.
     """
 
@@ -52,6 +54,7 @@ class SubmitOptions:
     max_backlog_bytes: int = 0
     timeout_s: float = 0.0
     completion_window_s: float = 0.0
+    traceparent: str = ""
     report: Callable[[str], None] = _say_nothing
 
     @property
@@ -106,6 +109,7 @@ class Submitting:
         self._batch_id = batch_id
         self._priority = priority
         self._options = options
+        self._traceparent = checked_traceparent(options.traceparent)
         self._chunks: dict[str, _Chunk] = {}
         self._counts: defaultdict[str, Counter[str]] = defaultdict(Counter)
 
@@ -113,8 +117,9 @@ class Submitting:
         """Queue a request, once there are enough for a call."""
         chunk = self._chunks.setdefault(pool, _Chunk())
         identity = job_id(self._batch_id, request.custom_id)
+        body, max_tokens, prefix, caller = request.body, request.max_tokens, request.prefix, self._traceparent
         chunk.jobs.append(
-            Submission(identity, request.custom_id, request.url, request.body, request.max_tokens, request.prefix)
+            Submission(identity, request.custom_id, request.url, body, max_tokens, prefix, traceparent=caller)
         )
         chunk.size += len(request.body)
         if chunk.full():

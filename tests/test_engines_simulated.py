@@ -120,6 +120,18 @@ async def test_follow_tells_tokens_as_they_come_and_closing_it_cancels() -> None
     assert engine.load().output_tokens_total < 24
 
 
+async def test_a_follower_that_takes_its_time_misses_no_token() -> None:
+    engine = await started(profile=SMALL_GPU)
+    work = engine.accept(request(COMPLETIONS, prompt="a", max_tokens=5, ignore_eos=True))
+    seen: list[list[int]] = []
+    async with asyncio.timeout(20):
+        async for tokens in engine.follow(work):
+            seen.append(tokens)
+            while engine.load().running or engine.load().waiting:  # noqa: ASYNC110 - a load has no event
+                await asyncio.sleep(0.001)
+    assert seen[-1] == [5]
+
+
 async def test_the_same_request_has_the_same_length_and_the_mean_is_kept() -> None:
     engine = await started(mean_output_tokens=50)
     again = await started(mean_output_tokens=50)

@@ -17,12 +17,14 @@ from hypothesis import strategies as st
 from msgspec import Raw
 
 from broker.errors import RedisUnavailableError
+from broker.job_record import batch_of
 from broker.jobs import Delivery
 from broker.store.client import NO_BOUNDS
 from broker.throughput import Profile
 from broker.token_news import TokenNews, news_text, parse_news
 from tokenyard.gateway.chunks import BrokenStreamError, StreamWriter
-from tokenyard.gateway.live_jobs import LiveJobs
+from tokenyard.gateway.event_stream import Caller, EventStream
+from tokenyard.gateway.live_jobs import LiveJob, LiveJobs
 from workers.engines.base import EngineRequest, EngineResponse, Tell
 from workers.engines.simulated import SimulatedEngine, SimulatedOptions
 from workers.token_feed import TokenFeed
@@ -79,11 +81,18 @@ class TestWriter:
         assert delta["tool_calls"] == [{"index": 0, **call}]
         assert delta["role"] == "assistant"
 
-    @pytest.mark.parametrize("raw", [b"1", b'"x"', b"[1]", b"[{}]", b'[{"index": "a"}]', b"{}"])
+    @pytest.mark.parametrize(
+        "raw", [b"1", b'"x"', b"[1]", b"[{}]", b'[{"index": "a"}]', b"{}", b'[{"index": 0, "delta": [1]}]']
+    )
     def test_rubbish_says_nothing(self, raw: bytes) -> None:
         writer = StreamWriter(HEAD, chat=True)
         assert writer.news(TokenNews("job", "1-0", 0, Raw(raw))) == b""
         assert said(writer.rest(whole("all"))) == ("all", ["stop"])
+
+    @pytest.mark.parametrize("body", [b"", b"[]", b'{"choices": 1}', b'{"choices": [{"index": 0, "message": "x"}]}'])
+    def test_a_result_that_is_no_response_breaks_the_stream(self, body: bytes) -> None:
+        with pytest.raises(BrokenStreamError):
+            StreamWriter(HEAD, chat=True).rest(body)
 
 
 class TestNews:
@@ -176,8 +185,68 @@ async def test_who_still_waits_when_the_gateway_stops_is_told(redis_url: str, po
         job = await live.submit(cluster.requests(1)[0], pool, "default")
         await eventually(lambda: engine.running)
         await live.close()
-        assert await job.news.get() is None
+        assert await job.news() == []
         with pytest.raises(RedisUnavailableError, match="ask again"):
             await job.result
         await eventually(lambda: engine.aborted)
         assert live.waiting == 0
+
+
+async def test_a_first_token_goes_ahead_of_others_later_ones(redis_url: str, pool: str) -> None:
+    async with scheduled_cluster(redis_url, pool) as cluster:
+        worker = await cluster.puppet()
+        live = LiveJobs(cluster.client, NO_BOUNDS)
+        jobs = [await live.submit(request, pool, "default", follow=True) for request in cluster.requests(70)]
+        batch, ids = batch_of(jobs[0].job_id), [job.job_id for job in jobs]
+        new, old = ids[-1], ids[:-1]
+        await worker.tell_tokens(batch, [TokenNews(one, "1-0", n, Raw(b"[]")) for one in old for n in (0, 1)])
+        for job in jobs[:-1]:
+            heard = 0
+            while heard < 2:
+                heard += len(await job.news())
+        told: list[str] = []
+
+        async def listen(job: LiveJob) -> None:
+            [piece] = await job.news()
+            told.append(piece.job_id)
+
+        listening = asyncio.gather(*(listen(job) for job in jobs))
+        await asyncio.sleep(0)  # all wait
+        await worker.tell_tokens(
+            batch, [TokenNews(one, "1-0", n, Raw(b"[]")) for one, n in [*((one, 2) for one in old), (new, 0)]]
+        )
+        await listening
+        assert told == [new, *old]
+        for job in jobs:
+            job.leave()
+        await live.close()
+
+
+async def test_what_came_meanwhile_is_one_piece(redis_url: str, pool: str) -> None:
+    """Of three events that are there at once the caller gets all, in one send."""
+    async with scheduled_cluster(redis_url, pool) as cluster:
+        live = LiveJobs(cluster.client, NO_BOUNDS)
+        await cluster.register_model()
+        job = await live.submit(cluster.requests(1)[0], pool, "default", follow=True)
+        sent: list[dict[str, Any]] = []
+
+        async def never() -> dict[str, Any]:
+            await asyncio.Event().wait()
+            raise AssertionError
+
+        async def send(message: Any) -> None:
+            sent.append(dict(message))
+            if len(sent) == 2:
+                job.tell(piece(3, "d"))
+                await live.close()
+
+        news = [piece(n, text) for n, text in enumerate("abc")]
+        stream = EventStream(job, Caller(never, job.wake), StreamWriter(HEAD, chat=True), news, with_usage=False)
+        await stream({"type": "http"}, never, send)
+        assert [message["type"] for message in sent] == ["http.response.start", *["http.response.body"] * 2]
+        first, last = (message["body"] for message in sent[1:])
+        assert said([event for event in first.split(b"\n\n") if event]) == ("abc", [])
+        *events, error, _ = last.split(b"\n\n")
+        assert said(events) == ("d", [])
+        assert "ask again" in json.loads(error.removeprefix(b"data: "))["error"]["message"]
+        assert not sent[-1]["more_body"]

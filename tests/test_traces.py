@@ -17,7 +17,9 @@ from cluster_fixtures import Cluster, cluster_of, eventually, instant_engine
 from test_compose import parse_command
 from test_live_parts import result
 
+from broker.client import new_batch_id
 from broker.jobs import job_id
+from broker.submission import SubmitOptions
 from tokenyard.tracing.job_spans import JobSpan, spans_of, trace_id_of
 
 pytest.importorskip("opentelemetry.sdk", reason="OpenTelemetry is not installed: pip install 'tokenyard[otel]'")
@@ -105,11 +107,16 @@ async def test_the_command_sends_traces_to_a_collector(
     await running.says(f"following pool {cluster.settings.pool}")
     batch = await cluster.submit(5)
     await cluster.collect(batch)
+    told = SubmitOptions(traceparent=f"00-{0xCAFE:032x}-{0xBEEF:016x}-01")
+    await cluster.client.submit(cluster.requests(1, "told"), new_batch_id(), options=told)
     wanted = {trace_id_of(job_id(batch, f"r{n}")).to_bytes(16) for n in range(5)}
 
     async def all_there() -> bool:
         mine = [span for span in collector.spans if span.trace_id in wanted]
-        return len(mine) == 20
+        return len(mine) == 20 and len(of_caller()) == 4
+
+    def of_caller() -> dict[str, Any]:
+        return {span.name: span for span in collector.spans if span.trace_id == (0xCAFE).to_bytes(16)}
 
     await eventually(all_there)
     running.interrupt()
@@ -119,6 +126,9 @@ async def test_the_command_sends_traces_to_a_collector(
     assert {span.trace_id for span in mine} == wanted
     roots = {span.trace_id: span.span_id for span in mine if span.name == "job"}
     assert all(span.parent_span_id == roots[span.trace_id] for span in mine if span.name != "job")
+    whole = of_caller().pop("job")
+    assert whole.parent_span_id == (0xBEEF).to_bytes(8)
+    assert {span.parent_span_id for span in of_caller().values()} == {whole.span_id, whole.parent_span_id}
 
 
 @pytest.mark.parametrize(

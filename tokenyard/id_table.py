@@ -57,7 +57,7 @@ class IdTable:
 
 
 def _slots(count: int) -> tuple[array[int], array[int]]:
-    return array("Q", bytes(8 * count)), array("I", bytes(4 * count))
+    return array("Q", (0,)) * count, array("I", (0,)) * count
 
 
 def _id_hash(custom_id: str) -> int:

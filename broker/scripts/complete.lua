@@ -52,23 +52,24 @@ local function end_race(o)
     return nil
   end
   local f = redis.call('HMGET', job_prefix .. id, 'worker', 'entry', 'copy', 'copy_entry', 'copy_dispatched',
-    'copy_predicted_s', 'copy_output_tokens', 'dispatched', 'predicted_s', 'output_tokens', 'reason')
+    'copy_predicted_s', 'copy_output_tokens', 'dispatched', 'predicted_s', 'output_tokens', 'reason', 'traceparent')
   if not (f[1] == worker and f[2] == entry) then drop_side(tally, id, batch, f[1], f[2]) end
   if not (f[3] == worker and f[4] == entry) then
     drop_side(tally, id, batch, f[3], f[4])
-    return {f[8], f[9], f[10], f[11]}
+    return {f[8], f[9], f[10], f[11], f[12]}
   end
   if state ~= 'cancelled' then
     local counts = counts_of(tally, batch)
     counts.copies_won = counts.copies_won + 1
   end
-  return {f[5], f[6], f[7], 'copy'}
+  return {f[5], f[6], f[7], 'copy', f[12]}
 end
 
 local function settle(o)
   local id = o[2]
-  local record = redis.call('HMGET', job_prefix .. id, 'dispatched', 'predicted_s', 'output_tokens', 'reason', 'copy')
-  local raced = record[5]
+  local record = redis.call('HMGET', job_prefix .. id, 'dispatched', 'predicted_s', 'output_tokens', 'reason',
+    'traceparent', 'copy')
+  local raced = record[6]
   if raced then
     record = end_race(o)
     if not record then return 1 end

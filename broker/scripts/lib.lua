@@ -115,9 +115,14 @@ local function bury(tally, id, status_code, error_code, error_message)
   end
 end
 
+-- The span of whoever submitted a job, as a field of calls that end with it; no field where none was named.
+local function with_caller(traceparent)
+  if traceparent then return 'traceparent', traceparent end
+end
+
 -- The one way a job ends: its result becomes visible and is found by the job's id, all else of it goes; but for a dead
--- letter where it failed. `state`: done, failed or cancelled. `record`: dispatched, predicted_s, output_tokens, reason.
--- The last two are given where there is no response. Returns 1; or 0 and changes nothing: the job has ended.
+-- letter where it failed. `state`: done, failed or cancelled. `record`: dispatched, predicted_s, output_tokens, reason,
+-- traceparent. The last two are given where there is no response. Returns 1; or 0 and changes nothing: the job has ended.
 local function finish(tally, id, batch, custom_id, attempt, submitted, started, worker, state, status_code, body,
     prompt_tokens, output_tokens, cached_tokens, record, error_code, error_message)
   local prefix = tally.prefix
@@ -131,13 +136,13 @@ local function finish(tally, id, batch, custom_id, attempt, submitted, started, 
     entry = redis.call('XADD', results, '*', 'job', id, 'custom_id', custom_id, 'status_code', 0,
       'error_code', error_code, 'error_message', error_message, 'worker', worker, 'attempt', attempt,
       'submitted', submitted, 'started', started, 'dispatched', record[1] or '', 'predicted_s', record[2] or '',
-      'predicted_output_tokens', record[3] or '', 'reason', record[4] or '')
+      'predicted_output_tokens', record[3] or '', 'reason', record[4] or '', with_caller(record[5]))
   else
     entry = redis.call('XADD', results, '*', 'job', id, 'custom_id', custom_id, 'status_code', status_code,
       'body', body, 'prompt_tokens', prompt_tokens, 'output_tokens', output_tokens, 'cached_tokens', cached_tokens,
       'worker', worker, 'attempt', attempt, 'submitted', submitted, 'started', started,
       'dispatched', record[1] or '', 'predicted_s', record[2] or '',
-      'predicted_output_tokens', record[3] or '', 'reason', record[4] or '')
+      'predicted_output_tokens', record[3] or '', 'reason', record[4] or '', with_caller(record[5]))
   end
   local ended = tally.ended[batch]
   if not ended then
@@ -156,10 +161,10 @@ end
 -- End a job that has no response and no other side. Nothing happens where it has ended already.
 local function finish_without_response(tally, id, state, worker, error_code, error_message)
   local f = redis.call('HMGET', tally.prefix .. 'job:' .. id, 'batch', 'custom_id', 'attempt', 'submitted',
-    'dispatched', 'predicted_s', 'output_tokens', 'reason')
+    'dispatched', 'predicted_s', 'output_tokens', 'reason', 'traceparent')
   if not f[1] then return end
-  finish(tally, id, f[1], f[2] or '', f[3] or 0, f[4] or '', '', worker, state, 0, '', 0, 0, 0, {f[5], f[6], f[7], f[8]},
-    error_code, error_message)
+  finish(tally, id, f[1], f[2] or '', f[3] or 0, f[4] or '', '', worker, state, 0, '', 0, 0, 0,
+    {f[5], f[6], f[7], f[8], f[9]}, error_code, error_message)
 end
 
 local function finish_cancelled(tally, id)

@@ -1,5 +1,6 @@
 -- Write jobs, add them to the request stream, count the batch. The same job id twice is one job.
--- ARGV: prefix, batch id, priority, msgpack [[job id, custom_id, url, body, max_tokens, prefix marks or '', 1 where it is followed], ...]
+-- ARGV: prefix, batch id, priority, msgpack [[job id, custom_id, url, body, max_tokens, prefix marks or '', whether it is
+--   followed, traceparent (the last two may be missing)], ...]
 --   most waiting jobs, most bytes of bodies held (0: no limit), timeout s, completion window s (0: none),
 --   tenant ('' for the default one)
 -- Returns how many were new; or -1: the batch is cancelled; or -2: the backlog is full; or -3: the batch
@@ -48,6 +49,7 @@ for _, j in ipairs(jobs) do
     redis.call('XADD', stream, '*', 'job', id, 'batch', batch, 'priority', priority, 'body_bytes', #body,
       'max_tokens', max_tokens, with_prefix(marks))
     if j[7] then redis.call('HSET', job_prefix .. id, 'follow', 1) end
+    if j[8] then redis.call('HSET', job_prefix .. id, 'traceparent', j[8]) end
     if timeout_s ~= '0' then redis.call('HSET', job_prefix .. id, 'timeout_s', timeout_s) end
   end
 end

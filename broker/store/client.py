@@ -115,7 +115,7 @@ class ClientStore:
         rows = [
             (
                 *(j.job_id, j.custom_id, j.url, scripts.text(j.body), min(j.max_tokens, _MOST_TOKENS), j.prefix),
-                *((1,) if j.follow else ()),
+                *((j.follow, j.traceparent) if j.traceparent else (True,) if j.follow else ()),
             )
             for j in jobs
         ]

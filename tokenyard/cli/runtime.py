@@ -12,6 +12,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from broker.concurrency import run_fast
 from broker.connection import RedisError, address, translate
 from broker.errors import TokenyardError, UsageError
 from broker.settings import Settings, load_settings
@@ -46,10 +47,13 @@ def fail(message: str, code: int) -> NoReturn:
     raise typer.Exit(code)
 
 
-def run(main: Coroutine[Any, Any, int | None], settings: Settings) -> None:
-    """Run a command's coroutine; its errors and its number leave as exit code, never as a traceback."""
+def run(main: Coroutine[Any, Any, int | None], settings: Settings, *, server: bool = False) -> None:
+    """Run a command's coroutine; its errors and its number leave as exit code, never as a traceback.
+
+    With ``server`` on the fastest event loop there is.
+    """
     try:
-        code = asyncio.run(main)
+        code = run_fast(main) if server else asyncio.run(main)
     except TokenyardError as e:
         fail(str(e), e.exit_code)
     except RedisError as e:

@@ -39,10 +39,11 @@ def serve(
     """
     settings = settings_of(redis_url=redis_url, api_keys_file=api_keys)
     log_to_stderr(settings)
-    run(_serve(settings, host, port, folder or settings.state_dir / "gateway"), settings)
+    run(_serve(settings, host, port, folder or settings.state_dir / "gateway"), settings, server=True)
 
 
 async def _serve(settings: Settings, host: str, port: int, folder: Path) -> None:
+    from tokenyard.garbage import collect_rarely
     from tokenyard.gateway.app import gateway
     from tokenyard.gateway.server import listen, served
 
@@ -55,6 +56,7 @@ async def _serve(settings: Settings, host: str, port: int, folder: Path) -> None
         shown = f"[{host}]" if ":" in host else host
         err.print(f"OPENAI_BASE_URL: http://{shown}:{listener.getsockname()[1]}/v1", highlight=False)
         err.print(f"live page: http://{shown}:{listener.getsockname()[1]}/live", highlight=False)
+        collect_rarely()
         async with served(app, listener) as serving:
             stopping = asyncio.ensure_future(stop.wait())
             await asyncio.wait((serving, stopping), return_when=asyncio.FIRST_COMPLETED)

@@ -24,6 +24,8 @@ _ENDPOINT_OF = {
     "input": "/v1/embeddings",
 }
 _NO_PARAMETERS: Mapping[str, Any] = {}
+#: Of the digest in an id that is made here.
+DIGEST_BYTES = 6
 _MADE_ID = re.compile(r"(\d{1,12})-[0-9a-f]{12}")
 
 
@@ -105,13 +107,18 @@ def only_model(served: Mapping[str, str]) -> str:
 
 def made_id(position: int, body: bytes) -> str:
     """The custom_id of an item that has none: ``POSITION-DIGEST``."""
-    return f"{position}-{blake2b(body, digest_size=6).hexdigest()}"
+    return f"{position}-{blake2b(body, digest_size=DIGEST_BYTES).hexdigest()}"
 
 
 def position_of(custom_id: str) -> int | None:
     """The position that a ``made_id`` names; None where it is none."""
     match = _MADE_ID.fullmatch(custom_id)
     return int(match[1]) if match else None
+
+
+def digest_of(custom_id: str) -> bytes:
+    """The digest that a ``made_id`` names."""
+    return bytes.fromhex(custom_id.rpartition("-")[2])
 
 
 def _endpoint(body: Mapping[str, Any]) -> str:

@@ -8,8 +8,8 @@ from broker.client import Client
 from broker.jobs import Priority
 from broker.submission import SubmitOptions
 from tokenyard.client.batch_result import SubmitReport
+from tokenyard.client.given_ids import GivenIds
 from tokenyard.client.items import Item, RequestError, RequestMaker, position_of
-from tokenyard.id_table import IdTable
 
 #: Items that are made into requests at once: about as many as a call to Redis carries.
 CHUNK_ITEMS = 250
@@ -39,7 +39,7 @@ class BatchSubmission:
         self._submitting = client.submission(batch_id, priority, options)
         self._models: dict[str, str] = {}
         self._position = 0
-        self._given = IdTable()
+        self._given = GivenIds()
 
     async def add(self, items: Iterable[Item]) -> None:
         """Queue items.
@@ -58,8 +58,8 @@ class BatchSubmission:
             await self._submitting.add(await self._pool_of(request.model), request)
 
     def has(self, custom_id: str) -> bool:
-        """Whether it was given with this custom_id; all that it was given are known only to one that remembers."""
-        return custom_id in self._given
+        """Whether it was given with this custom_id; one that does not remember all says yes."""
+        return not self._remember or custom_id in self._given
 
     async def finish(self, *, seal: bool) -> SubmitReport:
         """Queue what is left, see to it that all is safe where that was asked for, and seal the batch.
@@ -73,11 +73,10 @@ class BatchSubmission:
         return SubmitReport(self.batch_id, report.accepted, report.known, report.on_disk, report.promise)
 
     def _check_new(self, custom_id: str) -> None:
-        first = self._given.first_line(custom_id, self._position)
-        if first != self._position:
-            raise RequestError(
-                f"item {self._position - 1}: custom_id {custom_id[:64]!r} is that of item {first - 1}: make it unique"
-            )
+        position = self._position - 1
+        first = self._given.first_position(custom_id, position)
+        if first != position:
+            raise RequestError(f"item {position}: custom_id {custom_id[:64]!r} is that of item {first}: make it unique")
 
     async def _pool_of(self, model: str) -> str:
         pool = self._models.get(model)

@@ -69,7 +69,7 @@ class Client:
 
         A caller that takes its time over results slows the submission down; what is queued by then runs on.
         """
-        submission = self._portal.run(self._async.begin(batch=batch, remember=True, **options))
+        submission = self._portal.run(self._async.begin(batch=batch, remember=batch is not None, **options))
         ahead = self._portal.run(self._async.read_ahead(submission, order=order, is_new=batch is None))
         complete = False
         try:

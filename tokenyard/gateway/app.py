@@ -11,6 +11,8 @@ from pathlib import Path
 from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from broker.client import Client, connect_client
 from broker.connection import RedisError, address, translate
@@ -65,9 +67,44 @@ def _model(name: str) -> dict[str, object]:
 
 
 _STARTED = int(time.time())
+_UNEXPECTED = ApiError(500, "the gateway failed on this request: its log says why")
 
 
-def build_app(state: GatewayState) -> FastAPI:
+class _App:
+    """All goes to FastAPI but live requests: between it and the socket lie layers that each token would pass."""
+
+    def __init__(self, rest: FastAPI, where: str) -> None:
+        self._rest = rest
+        self._where = where
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["method"] == "POST" and scope["path"] in chat.PATHS:
+            scope["app"] = self._rest
+            try:
+                answer = await self._serve(Request(scope, receive))
+            except ClientDisconnect:
+                return
+            await answer(scope, receive, send)
+        else:
+            await self._rest(scope, receive, send)
+
+    async def _serve(self, request: Request) -> ASGIApp:
+        try:
+            return await chat.serve(request)
+        except ApiError as error:
+            return _answer(error)
+        except TokenyardError as error:
+            return _answer(from_ours(error))
+        except RedisError as error:
+            return _answer(from_ours(translate(error, self._where)))
+        except ClientDisconnect:
+            raise
+        except Exception:
+            log.exception("%s failed", request.url.path)
+            return _answer(_UNEXPECTED)
+
+
+def build_app(state: GatewayState) -> ASGIApp:
     """The app over a gateway that runs."""
     app = FastAPI(title="tokenyard", docs_url=None, redoc_url=None, openapi_url=None)
     app.state.gateway = state
@@ -102,9 +139,9 @@ def build_app(state: GatewayState) -> FastAPI:
 
     @app.exception_handler(Exception)
     async def unexpected(_: Request, _error: Exception) -> Response:  # uvicorn's log has it
-        return _answer(ApiError(500, "the gateway failed on this request: its log says why"))
+        return _answer(_UNEXPECTED)
 
-    return app
+    return _App(app, where)
 
 
 def _answer(error: ApiError) -> Response:
@@ -112,7 +149,7 @@ def _answer(error: ApiError) -> Response:
 
 
 @asynccontextmanager
-async def gateway(redis_url: str, settings: Settings, keys: ApiKeys, folder: Path) -> AsyncGenerator[FastAPI]:
+async def gateway(redis_url: str, settings: Settings, keys: ApiKeys, folder: Path) -> AsyncGenerator[ASGIApp]:
     """A gateway for the length of the block; its batches go on in the queue after that.
 
     Raises:

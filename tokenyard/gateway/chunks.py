@@ -6,10 +6,10 @@ its stream goes on only where the result begins with what was sent.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
-import msgspec
 import orjson
 
 from broker.token_news import TokenNews
@@ -30,17 +30,18 @@ class StreamWriter:
         head: what every event says: id, object, created, model.
         chat: whether it is a chat; completions otherwise.
         """
-        self._head = head
+        self._head = b"data: " + orjson.dumps(head)[:-1] + b',"choices":'
         self._chat = chat
         self._run = ""
         self._next = 0
         self._broken = False
-        self._text: dict[int, str] = {}  # sent of each choice
+        self._text: defaultdict[int, list[str]] = defaultdict(list)  # sent of each choice
         self._ended: set[int] = set()  # choices whose end was sent
 
     def event(self, choices: Sequence[Any], **more: Any) -> bytes:
         """An event."""
-        return b"data: " + orjson.dumps({**self._head, "choices": choices, **more}) + b"\n\n"
+        rest = b"," + orjson.dumps(more)[1:] if more else b"}"
+        return self._head + orjson.dumps(choices) + rest + b"\n\n"
 
     def news(self, news: TokenNews) -> bytes:
         """The event of a piece of news; empty where there is nothing to send."""
@@ -51,12 +52,11 @@ class StreamWriter:
         if self._broken or news.number < self._next:
             return b""
         self._next += 1
-        choices = _choices(news.choices)
+        choices = _choices(bytes(news.choices))
         for choice in choices:
-            index, text = choice["index"], self._text_of(choice)
-            self._text[index] = self._text.get(index, "") + text
+            self._text[choice["index"]].append(self._text_of(choice))
             if choice.get("finish_reason") is not None:
-                self._ended.add(index)
+                self._ended.add(choice["index"])
         return self.event(choices) if choices else b""
 
     def rest(self, body: bytes) -> list[bytes]:
@@ -65,12 +65,11 @@ class StreamWriter:
         Raises:
             BrokenStreamError: what was sent is not how it begins.
         """
-        response = orjson.loads(body)
         events: list[bytes] = []
-        for choice in response.get("choices", []):
+        for choice in _choices_of(body):
             if choice["index"] in self._ended:
                 continue
-            sent = self._text.get(choice["index"], "")
+            sent = "".join(self._text[choice["index"]])
             whole = self._whole_text(choice)
             if not whole.startswith(sent):
                 raise BrokenStreamError
@@ -99,11 +98,35 @@ class StreamWriter:
         return {**shown, "delta": delta}
 
 
-def _choices(raw: msgspec.Raw) -> list[dict[str, Any]]:
+def _choices(raw: bytes) -> list[dict[str, Any]]:
     """The choices of a piece of news; none where it holds no such."""
     try:
-        choices = orjson.loads(bytes(raw))
+        choices = orjson.loads(raw)
     except orjson.JSONDecodeError:
         return []
-    good = isinstance(choices, list) and all(isinstance(c, dict) and isinstance(c.get("index"), int) for c in choices)
-    return choices if good else []
+    return choices if _are_choices(choices) else []
+
+
+def _choices_of(body: bytes) -> list[dict[str, Any]]:
+    """The choices of a whole response.
+
+    Raises:
+        BrokenStreamError: it is none.
+    """
+    try:
+        choices = orjson.loads(body).get("choices", [])
+    except (orjson.JSONDecodeError, AttributeError):
+        raise BrokenStreamError from None
+    if not _are_choices(choices):
+        raise BrokenStreamError
+    return choices
+
+
+def _are_choices(choices: Any) -> bool:
+    return isinstance(choices, list) and all(map(_is_choice, choices))
+
+
+def _is_choice(choice: Any) -> bool:
+    if not (isinstance(choice, dict) and isinstance(choice.get("index"), int)):
+        return False
+    return isinstance(choice.get("delta") or choice.get("message") or {}, dict)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -21,6 +21,7 @@ from broker.openai_batch import RequestLine
 from broker.store.client import Bounds
 from broker.store.live import LivePosition, read_live
 from broker.token_news import TokenNews
+from broker.trace_context import checked_traceparent
 
 log = logging.getLogger(__name__)
 
@@ -29,11 +30,15 @@ _MOST_REQUESTS = 2000
 _LONGEST_S = 300.0
 #: News of a request that nobody fetched; more of them are a gap, and the result has all.
 _MOST_NEWS = 10_000
+#: A request's first pieces (a chat's role, its first token) go ahead of what others have had more of.
+_FIRST_PIECES = 2
+#: So many pieces are handed out before whatever else waits gets its turn: an engine's step brings one for each stream.
+_SLICE = 64
 
 
 @dataclass(slots=True, eq=False)
 class LiveJob:
-    """A request under way: ``news`` as it comes (None: look at ``result``), and its ``result``.
+    """A request under way: its news while it runs, and its ``result``.
 
     ``leave`` is to be called when nobody waits for it any more: where it has not ended, it is aborted.
     """
@@ -41,7 +46,32 @@ class LiveJob:
     job_id: str
     result: asyncio.Future[Result]
     leave: Callable[[], None]
-    news: asyncio.Queue[TokenNews | None] = field(default_factory=lambda: asyncio.Queue(_MOST_NEWS + 1))
+    told: int = 0
+    _news: list[TokenNews] = field(default_factory=list[TokenNews])
+    _waiter: asyncio.Future[None] | None = None
+
+    def tell(self, piece: TokenNews) -> None:
+        """There is news."""
+        self.told += 1
+        if len(self._news) < _MOST_NEWS:
+            self._news.append(piece)
+            self.wake()
+
+    def wake(self) -> None:
+        """Whoever waits in ``news`` is to look around."""
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    async def news(self) -> list[TokenNews]:
+        """What was told since the last call, all of it; waits for some. None: it has ended, or was woken.
+
+        For one caller at a time.
+        """
+        if not self._news and not self.result.done():
+            self._waiter = asyncio.get_running_loop().create_future()
+            await self._waiter
+        news, self._news = self._news, []
+        return news
 
 
 class _LiveBatch:
@@ -64,7 +94,9 @@ class _LiveBatch:
         in_time = asyncio.get_running_loop().time() < self._until
         return in_time and self.requests < _MOST_REQUESTS and not self.sealed.is_set()
 
-    async def submit(self, request: RequestLine, priority: Priority, bounds: Bounds, *, follow: bool) -> LiveJob:
+    async def submit(
+        self, request: RequestLine, priority: Priority, bounds: Bounds, *, follow: bool, traceparent: str
+    ) -> LiveJob:
         """Queue a request.
 
         Raises:
@@ -76,7 +108,7 @@ class _LiveBatch:
         job = LiveJob(identity, asyncio.get_running_loop().create_future(), partial(self._drop, identity))
         self.jobs[identity] = job
         body, max_tokens, prefix = request.body, request.max_tokens, request.prefix
-        submission = Submission(identity, custom_id, request.url, body, max_tokens, prefix, follow)
+        submission = Submission(identity, custom_id, request.url, body, max_tokens, prefix, follow, traceparent)
         try:
             await self.store.submit(self.batch_id, [submission], priority, bounds)
         except BaseException:
@@ -102,20 +134,28 @@ class _LiveBatch:
         while self.jobs or not self.sealed.is_set():
             news = await read_live(self._client.redis, self.store.keys, self.batch_id, self._position, BLOCK_S)
             self._position = news.position
-            for piece in news.tokens:
-                job = self.jobs.get(piece.job_id)
-                if job is not None and job.news.qsize() < _MOST_NEWS:
-                    job.news.put_nowait(piece)
+            await self._hand_out(news.tokens)
             for result in news.results:
                 self._end(result)
             if not self.jobs and not self.takes_more:
                 self.sealed.set()
 
+    async def _hand_out(self, news: Sequence[TokenNews]) -> None:
+        """First tokens first, and in slices: who waits for a first token waits for no later one of others."""
+        pieces = [(self.jobs.get(piece.job_id), piece) for piece in news]
+        pieces.sort(key=lambda one: one[0] is None or one[0].told >= _FIRST_PIECES)
+        for start in range(0, len(pieces), _SLICE):
+            if start:
+                await asyncio.sleep(0)
+            for job, piece in pieces[start : start + _SLICE]:
+                if job is not None:
+                    job.tell(piece)
+
     def _end(self, result: Result) -> None:
         job = self.jobs.pop(result.job_id, None)
         if job is not None and not job.result.done():
             job.result.set_result(result)
-            job.news.put_nowait(None)
+            job.wake()
 
     async def close(self) -> None:
         """End it: what still runs is aborted, nothing of it stays in Redis for long."""
@@ -124,7 +164,7 @@ class _LiveBatch:
         for job in left.values():
             if not job.result.done():
                 job.result.set_exception(RedisUnavailableError("the gateway stopped following this request: ask again"))
-                job.news.put_nowait(None)
+                job.wake()
         await asyncio.gather(*self._leaving)
         if left:
             await self.store.cancel_jobs(list(left))
@@ -144,7 +184,14 @@ class LiveJobs:
         self._batches: set[_LiveBatch] = set()
 
     async def submit(
-        self, request: RequestLine, pool: str, tenant: str, *, follow: bool = False, priority: Priority = Priority.HIGH
+        self,
+        request: RequestLine,
+        pool: str,
+        tenant: str,
+        *,
+        follow: bool = False,
+        priority: Priority = Priority.HIGH,
+        traceparent: str = "",
     ) -> LiveJob:
         """Queue a request.
 
@@ -154,11 +201,14 @@ class LiveJobs:
             tenant: whose it is.
             follow: whether its tokens are wanted while they are made.
             priority: level that it is served at.
+            traceparent: span of whoever asks (see ``broker.trace_context``); what is no such header is ignored.
 
         Raises:
             QueueFullError: there is no room.
         """
-        return await self._batch(pool, tenant).submit(request, priority, self._bounds, follow=follow)
+        caller = checked_traceparent(traceparent)
+        batch = self._batch(pool, tenant)
+        return await batch.submit(request, priority, self._bounds, follow=follow, traceparent=caller)
 
     @property
     def waiting(self) -> int:

@@ -42,7 +42,7 @@ _HEADERS = {
 }
 
 
-def viewer_of(request: Request) -> str | None:
+async def viewer_of(request: Request) -> str | None:
     """The tenant who looks; None: an operator.
 
     Raises:

@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator, Generator
 from contextlib import asynccontextmanager, contextmanager
 
 import uvicorn
-from fastapi import FastAPI
+from starlette.types import ASGIApp
 
 from broker.errors import UsageError
 
@@ -36,10 +36,15 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 @asynccontextmanager
-async def served(app: FastAPI, listener: socket.socket) -> AsyncGenerator[asyncio.Task[None]]:
+async def served(app: ASGIApp, listener: socket.socket) -> AsyncGenerator[asyncio.Task[None]]:
     """Serve for the length of the block; what is under way then has a few seconds to end."""
     config = uvicorn.Config(
-        app, log_level="warning", access_log=False, lifespan="off", timeout_graceful_shutdown=_GRACE_S
+        app,
+        log_level="warning",
+        access_log=False,
+        proxy_headers=False,  # nothing here asks who calls but the key; another layer for each token
+        lifespan="off",
+        timeout_graceful_shutdown=_GRACE_S,
     )
     server = _QuietServer(config)
     task = asyncio.ensure_future(server.serve(sockets=[listener]))

@@ -23,7 +23,7 @@ from opentelemetry.trace import (
 
 from broker.jobs import Result
 from tokenyard import __version__
-from tokenyard.tracing.job_spans import JobSpan, spans_of, trace_id_of
+from tokenyard.tracing.job_spans import JobSpan, spans_of, trace_of
 
 log = logging.getLogger(__name__)
 
@@ -59,24 +59,25 @@ class TraceWriter:
     def write(self, results: Sequence[Result], pool: str) -> None:
         """Trace these jobs."""
         for result in results:
-            trace_id = trace_id_of(result.job_id)
-            for span in spans_of(result, pool):
-                self._write(trace_id, span)
+            trace_id = trace_of(result)
+            for number, span in enumerate(spans_of(result, pool)):
+                self._write(trace_id, span, is_whole=number == 0)
 
     def close(self) -> None:
         """Send what is left."""
         self._provider.shutdown()
 
-    def _write(self, trace_id: int, span: JobSpan) -> None:
+    def _write(self, trace_id: int, span: JobSpan, *, is_whole: bool) -> None:
         self._ids.trace_id, self._ids.span_id = trace_id, span.span_id
         parent = Context()
         if span.parent_id:
             flags = TraceFlags(TraceFlags.SAMPLED)
-            parent = set_span_in_context(NonRecordingSpan(SpanContext(trace_id, span.parent_id, False, flags)), parent)
+            above = SpanContext(trace_id, span.parent_id, is_whole, flags)
+            parent = set_span_in_context(NonRecordingSpan(above), parent)
         made = self._tracer.start_span(
             span.name,
             parent,
-            SpanKind.CONSUMER if not span.parent_id else SpanKind.INTERNAL,
+            SpanKind.CONSUMER if is_whole else SpanKind.INTERNAL,
             span.attributes,
             start_time=int(span.start * _NANOSECONDS),
         )

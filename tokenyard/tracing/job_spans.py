@@ -15,6 +15,7 @@ from itertools import pairwise
 from broker.job_record import batch_of
 from broker.jobs import Result
 from broker.tenant_names import tenant_of
+from broker.trace_context import parse_traceparent
 
 Attribute = str | int | float
 #: Of a trace id these last bits decide whether it is sampled, as in the W3C's trace context, level 2.
@@ -30,7 +31,7 @@ class JobSpan:
     Attributes:
         name: ``job`` for the whole, or ``queued``, ``dispatched``, ``running`` for its parts.
         span_id: its id.
-        parent_id: id of the span that it is a part of, 0 for the whole.
+        parent_id: id of the span that it is a part of; of the whole it is the caller's, 0 where none was named.
         start: seconds since the epoch on Redis' clock; ``end`` likewise, not before it.
         error: why the job failed, empty where it did not.
         attributes: what else is known.
@@ -51,8 +52,14 @@ def trace_id_of(job_id: str) -> int:
 
 
 def traceparent_of(job_id: str) -> str:
-    """The header that makes a span of one's own a part of a job's trace."""
+    """The header that makes a span of one's own a part of a job's trace, where the job's caller named none."""
     return f"00-{trace_id_of(job_id):032x}-{_number(f'job {job_id}', 8):016x}-01"
+
+
+def trace_of(result: Result) -> int:
+    """The trace that an ended job is part of: its caller's, or one of its own."""
+    caller = parse_traceparent(result.traceparent)
+    return caller.trace_id if caller else trace_id_of(result.job_id)
 
 
 def is_sampled(job_id: str, share: float) -> bool:
@@ -63,15 +70,17 @@ def is_sampled(job_id: str, share: float) -> bool:
 def spans_of(result: Result, pool: str) -> list[JobSpan]:
     """The spans of an ended job, the whole first; stages that it did not reach are missing.
 
-    Of a job that was tried several times the last attempt is told: it was queued until that was dispatched.
+    Of a job that was tried several times the last attempt is told: it was queued until that was dispatched. None where
+    its caller says that its own span is not recorded.
     """
     job, stamps = result.job_id, _stamps(result)
-    if not stamps:
+    caller = parse_traceparent(result.traceparent)
+    if not stamps or (caller is not None and not caller.sampled):
         return []
     error = "" if result.ok else result.error_code or f"status {result.status_code}"
     whole = _number(f"job {job}", 8)
     begin, end = stamps[0][1], stamps[-1][1]
-    spans = [JobSpan("job", whole, 0, begin, end, error, _attributes(result, pool))]
+    spans = [JobSpan("job", whole, caller.span_id if caller else 0, begin, end, error, _attributes(result, pool))]
     for (name, start), (_, until) in pairwise(stamps):
         why = error if name == "running" else ""
         spans.append(JobSpan(name, _number(f"{name} {job}", 8), whole, start, until, why))

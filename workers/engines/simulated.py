@@ -12,7 +12,7 @@ import orjson
 from broker.batching import ContinuousBatch, EventKind, RequestId
 from broker.profiles import profile_from_json
 from workers.engines.base import Capacity, EngineRequest, EngineResponse, EngineUnavailableError, Load, Tell
-from workers.engines.simulated_chunks import new_choices, role_choice
+from workers.engines.simulated_chunks import new_choices
 from workers.engines.simulated_options import INSTANT, SimulatedOptions
 from workers.engines.simulated_prefixes import declared_prefixes
 from workers.engines.simulated_wire import Limits, RefusedError, Work, read_work, response_body
@@ -20,19 +20,28 @@ from workers.engines.simulated_wire import Limits, RefusedError, Work, read_work
 __all__ = ["INSTANT", "SimulatedEngine", "SimulatedOptions", "profile_from_json"]
 
 VERSION = "simulated 1"
+#: So many requests are told of new tokens in one go; vLLM's VLLM_V1_OUTPUT_PROC_CHUNK_SIZE is the same.
+_SLICE = 128
 
 
 class _Pending:
     """A request under way, and the sequences of the batch that still run for it."""
 
-    __slots__ = ("cached", "changed", "done", "firsts", "left")
+    __slots__ = ("cached", "changed", "done", "firsts", "left", "more")
 
     def __init__(self) -> None:
         self.left: set[RequestId] = set()
         self.firsts: set[RequestId] = set()  # of each prompt, whatever n is
         self.cached = 0  # tokens of the prompts
         self.done: asyncio.Future[None] | None = None
-        self.changed = asyncio.Event()
+        self.changed = False  # since its follower looked
+        self.more: asyncio.Future[None] | None = None  # what its follower waits for
+
+    def wake(self) -> None:
+        """Its follower is to look again."""
+        self.changed = True
+        if self.more is not None and not self.more.done():
+            self.more.set_result(None)
 
 
 class SimulatedEngine:
@@ -55,6 +64,7 @@ class SimulatedEngine:
         self._origin = (0.0, 0.0)  # one moment, on the event loop's clock and on the batch's
         self._pending: dict[RequestId, _Pending] = {}  # by sequence
         self._followed: set[_Pending] = set()
+        self._told = 0  # steps that their followers know of
         self._sequences = 0
 
     async def start(self) -> Capacity:
@@ -124,7 +134,7 @@ class SimulatedEngine:
         seen: list[int] = []
         try:
             while True:
-                pending.changed.clear()
+                pending.changed, ended = False, not pending.left  # both may change while whoever follows takes its time
                 tokens = [
                     self._batch.generated(first + index) if first + index in pending.left else output
                     for index, (_, output, _) in enumerate(work.choices)
@@ -132,9 +142,11 @@ class SimulatedEngine:
                 if tokens != seen:
                     seen = tokens
                     yield tokens
-                if not pending.left:
+                if ended:
                     break
-                await pending.changed.wait()
+                if not pending.changed:
+                    pending.more = self._check_running().create_future()
+                    await pending.more
                 self._check_running()
         finally:
             self._followed.discard(pending)
@@ -152,9 +164,6 @@ class SimulatedEngine:
             return EngineResponse(refusal.status, refusal.body())
         if work.kind == "embedding":
             return await self.complete(work, request.job_id)
-        if work.kind == "chat":
-            for index in range(len(work.choices)):
-                tell(orjson.dumps([role_choice(index)]))
         sent = [0] * len(work.choices)
         async with aclosing(self.follow(work)) as progress:
             async for tokens in progress:
@@ -197,7 +206,7 @@ class SimulatedEngine:
         for pending in set(self._pending.values()):
             if pending.done and not pending.done.done():
                 pending.done.set_exception(EngineUnavailableError("the simulated engine was stopped"))
-            pending.changed.set()
+            pending.wake()
 
     def _now(self) -> float:
         """The batch's clock. It stands still while the engine does not run, and while a tick is due."""
@@ -227,9 +236,17 @@ class SimulatedEngine:
             self._tick()
         return pending
 
-    def _check_running(self) -> None:
+    def _tell(self, followed: list[_Pending], start: int) -> None:
+        """Wake those who follow, some at a time: what else waits gets its turn in between, as in vLLM's own loop."""
+        for pending in followed[start : start + _SLICE]:
+            pending.wake()
+        if len(followed) > start + _SLICE and self._loop:
+            self._loop.call_soon(self._tell, followed, start + _SLICE)
+
+    def _check_running(self) -> asyncio.AbstractEventLoop:
         if self._loop is None:
             raise EngineUnavailableError("the simulated engine does not run")
+        return self._loop
 
     def _abort(self, pending: _Pending) -> None:
         if not pending.left:
@@ -257,8 +274,9 @@ class SimulatedEngine:
                     pending.cached += event.cached_tokens
                 if pending.done and not pending.left and not pending.done.done():
                     pending.done.set_result(None)
-        for pending in self._followed:
-            pending.changed.set()
+        if self._followed and self._batch.steps != self._told:  # one that comes or goes tells the others nothing
+            self._told = self._batch.steps
+            self._tell(list(self._followed), 0)
         ends = self._batch.next_step_at() if self._followed else self._batch.next_event_at()
         if ends is not None and self._loop:
             real, simulated = self._origin

@@ -20,8 +20,12 @@ def text_choice(work: Work, index: int, text: str, reason: str | None = None) ->
 
 
 def new_choices(work: Work, sent: Sequence[int], tokens: Sequence[int]) -> list[Json]:
-    """What is new of each choice, where so many of its tokens were sent before and so many are there now."""
-    choices: list[Json] = []
+    """What is new of each choice, where so many of its tokens were sent before and so many are there now.
+
+    Who speaks is said with the first tokens of all choices, as vLLM says it.
+    """
+    begins = work.kind == "chat" and not any(sent)
+    choices = [role_choice(index) for index in range(len(work.choices))] if begins and any(tokens) else []
     for index, (_, output, cut) in enumerate(work.choices):
         if tokens[index] > sent[index]:
             choices.append(text_choice(work, index, filler(tokens[index] - sent[index])))

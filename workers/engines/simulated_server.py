@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import secrets
 import socket
 import time
@@ -18,12 +19,13 @@ import uvicorn
 from fastapi import APIRouter, Depends, FastAPI, Request, Response
 from fastapi.responses import StreamingResponse
 
+from broker.concurrency import run_fast
 from broker.errors import TokenyardError, UsageError
 from broker.throughput import Profile
 from workers.engines._vllm_metrics import LoadCollector
 from workers.engines.base import EngineRequest, EngineResponse, EngineStartError, EngineUnavailableError
 from workers.engines.simulated import INSTANT, VERSION, SimulatedEngine, SimulatedOptions, profile_from_json
-from workers.engines.simulated_chunks import new_choices, role_choice
+from workers.engines.simulated_chunks import new_choices
 from workers.engines.simulated_wire import Json, RefusedError, Work, error_body, usage
 
 BLOCK_TOKENS = 16
@@ -34,7 +36,7 @@ def build_app(engine: SimulatedEngine, options: SimulatedOptions, api_key: str |
     """The ASGI app over a started engine. With ``api_key`` every ``/v1`` path asks for it."""
     app = FastAPI(title="simulated engine", docs_url=None, redoc_url=None, openapi_url=None)
 
-    def check_key(request: Request) -> None:
+    async def check_key(request: Request) -> None:
         given = request.headers.get("authorization", "")
         if api_key and not secrets.compare_digest(given.encode(), f"Bearer {api_key}".encode()):
             raise RefusedError(401, "Incorrect API key provided", code="invalid_api_key")
@@ -133,9 +135,6 @@ async def _events(engine: SimulatedEngine, work: Work, response_id: str) -> Asyn
     def event(*choices: Json, **more: Json) -> bytes:
         return b"data: " + orjson.dumps({**head, "choices": choices, **more}) + b"\n\n"
 
-    if chat:
-        for index in range(len(work.choices)):
-            yield event(role_choice(index))
     sent = [0] * len(work.choices)
     async with aclosing(engine.follow(work)) as progress:
         async for tokens in progress:
@@ -200,6 +199,7 @@ async def _serve_forever(options: SimulatedOptions, host: str, port: int, api_ke
     await engine.start()
     print(f"listening on http://{host}:{listener.getsockname()[1]}", flush=True)
     app = build_app(engine, options, api_key)
+    gc.freeze()  # as vLLM's server does: what is loaded is no garbage
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="off", timeout_graceful_shutdown=1))
     await server.serve(sockets=[listener])
 
@@ -234,7 +234,7 @@ def main(
             prefix_caching=prefix_caching,
         )
         with suppress(KeyboardInterrupt):
-            asyncio.run(_serve_forever(options, host, port, api_key))
+            run_fast(_serve_forever(options, host, port, api_key))
     except TokenyardError as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(error.exit_code) from None
