@@ -13,6 +13,7 @@ from broker.pool_plan import PlannedWorker, PoolPlan
 from broker.throughput import DeviceKind
 from planner.configurations import EngineOption
 from planner.inventory import Machine
+from planner.reach import as_reached
 
 _GIB = 1 << 30
 _HOUR_S = 3600.0
@@ -134,16 +135,21 @@ def throughput(classes: Sequence[LengthClass], kinds: Sequence[DeviceKind]) -> T
 
 
 def cluster_plan(
-    machines: Sequence[PlannedMachine], classes: Sequence[LengthClass], gap: float = 0.0, *, stopped: bool = False
+    machines: Sequence[PlannedMachine],
+    classes: Sequence[LengthClass],
+    gap: float = 0.0,
+    *,
+    stopped: bool = False,
+    reached: bool = False,
 ) -> ClusterPlan:
-    """The plan in which machines run these engines, with what is expected of it on a mix."""
+    """The plan in which machines run these engines, with what they can do at best on a mix; or reach of that."""
     counts: Counter[EngineOption] = Counter()
     for planned in machines:
         for option, count in planned.engines:
             counts[option] += count
     options = list(counts)
     kinds = [replace(option.kind, count=counts[option]) for option in options]
-    found = throughput(classes, kinds)
+    found = throughput(classes, as_reached(kinds, classes) if reached else kinds)
     shares = zip(options, found.jobs_of_kinds, found.of_kinds, strict=True)
     prices = [planned.machine.price_per_hour for planned in machines if planned.engines]
     known = [price for price in prices if price is not None]
@@ -156,6 +162,11 @@ def cluster_plan(
         gap,
         stopped,
     )
+
+
+def expected_plan(plan: ClusterPlan, classes: Sequence[LengthClass]) -> ClusterPlan:
+    """The same plan, with what its engines reach on the mix (``planner.reach``) and not what they can do at best."""
+    return cluster_plan(plan.machines, classes, plan.gap, stopped=plan.stopped, reached=True)
 
 
 def pool_plan(

@@ -12,13 +12,23 @@ from broker.pool_plan import PlannedWorker, PoolPlan
 from broker.profiles import ProfileRecord
 from broker.recent_mix import RecentMix
 from broker.throughput import DeviceKind
-from planner.cluster_plan import pool_plan, throughput
+from planner.cluster_plan import expected_plan, pool_plan, throughput
 from planner.configurations import EngineOption, Space, options_of
 from planner.estimate import Estimator, Measured
 from planner.inventory import Machine
 from planner.kernel_rates import KernelRates
 from planner.layouts import machine_types
+from planner.reach import as_reached
 from planner.search import SearchResult, search
+
+
+def as_expected(result: SearchResult, classes: Sequence[LengthClass]) -> SearchResult:
+    """What the search found, with what the engines reach of it on the mix; the better plan by that comes first."""
+    found = [result.best, *([result.runner_up] if result.runner_up is not None else [])]
+    best, *others = sorted(
+        (expected_plan(plan, classes) for plan in found), key=lambda plan: plan.jobs_per_s, reverse=True
+    )
+    return replace(result, best=best, runner_up=others[0] if others else None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +67,8 @@ class InventoryPlanning:
         Raises:
             UsageError: there is none; the message says which constraint fails.
         """
-        best = self.search(mix.length_classes(), profiles).best
+        classes = mix.length_classes()
+        best = as_expected(self.search(classes, profiles), classes).best
         reason = f"{best.tokens_per_s:,.0f} tokens/s expected on {mix.jobs:,} recent requests"
         return pool_plan(best, self.worker, version=0, made=0.0, reason=reason, utilization=self.space.utilization)
 
@@ -69,7 +80,7 @@ class InventoryPlanning:
         kinds = self._kinds(workers, self._estimator(profiles))
         if not kinds or not classes:
             return None
-        return throughput(classes, kinds).tokens_per_s
+        return throughput(classes, as_reached(kinds, classes)).tokens_per_s
 
     def _estimator(self, profiles: Sequence[ProfileRecord]) -> Estimator:
         own = [Measured.of_record(record) for record in profiles]

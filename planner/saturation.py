@@ -3,7 +3,8 @@
 Loads that are run one after another tell what a step costs by itself. At work there is more: requests are read,
 tokenized and answered on cores that the engine may need itself, they come and go all the time, and slow steps count,
 too. So the last part of a measurement keeps every seat taken for a while, first with requests that mostly read and then
-with some that mostly write, and two factors, of the times for prompts and of all others, put the model right.
+with some that mostly write. Two factors, of the times for prompts and of all others, put the model right, and what a
+step takes longer for reading at all, however little: cores that share a step wait for each other more often in it.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.optimize import lsq_linear
 
 from broker.engine_steps import EngineStep
 from broker.profiles import KindError
@@ -23,8 +25,9 @@ from broker.throughput import Profile
 from planner.fit import Fit, Terms
 from planner.measured_steps import EngineLimits, Lengths
 
-#: Requests that mostly read, and some that mostly write: what real ones are lies between.
-_READING, _WRITING = Lengths(192, 16), Lengths(64, 64)
+#: Requests that mostly read, and some that mostly write: what real ones are lies between. In both one prompt is read in
+#: a step, or none, as at work: what is spent for each and for each such step is not told apart.
+_READING, _WRITING = Lengths(192, 32), Lengths(64, 64)
 #: The first requests have short prompts, so that the seats fill at once (tokens).
 _FIRST_PROMPT = 16
 #: Requests hold this share of the KV cache at most: nothing may be preempted. Fewer run where each would hold less than
@@ -35,7 +38,9 @@ _AHEAD = 16
 #: A stretch begins when the batch is this full, and is cut into this many parts, of at least so many steps each.
 _FULL, _PARTS, _LEAST_STEPS = 0.9, 8, 3
 #: How much it takes for the two factors to differ, and how much of either is believed.
-_ALIKE, _LEAST_FACTOR, _MOST_FACTOR = 0.1, 0.6, 2.0
+_ALIKE, _LEAST_FACTOR, _MOST_FACTOR = 0.05, 0.6, 2.0
+#: What a step takes longer for reading at all is none below this share of a mean step, and at most the other.
+_LEAST_EXTRA, _MOST_EXTRA, _NOTHING = 0.02, 1.0, 1e-9
 
 
 class Served(NamedTuple):
@@ -96,7 +101,7 @@ def filling(limits: EngineLimits) -> Filling | None:
 
 
 class Part(NamedTuple):
-    """A part of a stretch: all that happened in it, and how long it was (seconds)."""
+    """Steps of a stretch, all that read prompts or all that did not: what happened in them, and what they took."""
 
     terms: Terms
     seconds: float
@@ -105,32 +110,55 @@ class Part(NamedTuple):
 def put_right(fit: Fit, parts: Sequence[Part]) -> Fit:
     """The fit of single steps, with its times as they are in a full engine; as it is where there are no parts.
 
-    Least squares of the parts' relative errors in two factors, that of b and c and that of the others. They are drawn
-    to what is missing in the whole, so that parts too much alike do not tell them apart by chance.
+    Least squares of the parts' relative errors, each weighed by its time, in two factors, that of b and c and that of
+    the others, and in what a step that reads takes longer. They are drawn to what is missing in the whole, so that
+    parts too much alike do not tell them apart by chance.
     """
-    promised = sum(part.terms.seconds(fit.profile) for part in parts)
+    profile = fit.profile
+    promised = sum(part.terms.seconds(profile) for part in parts)
     if not parts or promised <= 0:
         return fit
-    overhead = sum(part.seconds for part in parts) / promised
-    reading = [_prompts_alone(part.terms).seconds(fit.profile) / part.seconds for part in parts]
-    others = [part.terms.seconds(fit.profile) / part.seconds - r for part, r in zip(parts, reading, strict=True)]
-    columns = np.array([*zip(reading, others, strict=True), (_ALIKE, 0.0), (0.0, _ALIKE)])
-    wanted = np.array([*([1.0] * len(parts)), *([_ALIKE * overhead] * 2)])
-    of_prompts, of_others = np.clip(np.linalg.lstsq(columns, wanted)[0], _LEAST_FACTOR, _MOST_FACTOR)
-    profile = _times(fit.profile, float(of_prompts), float(of_others))
+    total = sum(part.seconds for part in parts)
+    overhead = total / promised
+    a_step = promised / sum(_steps(part.terms) for part in parts)
+    rows = np.array([_columns(part, profile, a_step) for part in parts])
+    weights = np.sqrt([part.seconds * len(parts) / total for part in parts])
+    columns = np.vstack([rows * weights[:, np.newaxis], _ALIKE * np.eye(3)])
+    wanted = np.array([*weights, *(_ALIKE * np.array([overhead, overhead, 0.0]))])
+    # A fixed time of prompts above that of other steps is no more than what single steps had.
+    spare = max(profile.prefill_a - profile.decode_d, 0.0) / a_step
+    least, most = (_LEAST_FACTOR, _LEAST_FACTOR, -spare - _NOTHING), (_MOST_FACTOR, _MOST_FACTOR, _MOST_EXTRA)
+    of_prompts, of_others, extra = map(float, lsq_linear(columns, wanted, (least, most)).x)
+    found = _times(profile, of_prompts, of_others, extra * a_step if abs(extra) > _LEAST_EXTRA else 0.0)
+    return Fit(found, fit.errors.model_copy(update={"saturated": _error(parts, found)}), overhead)
+
+
+def _columns(part: Part, profile: Profile, a_step: float) -> tuple[float, float, float]:
+    """Shares of a part's time: promised for its prompts, for all else, and that of a mean step for each that reads."""
+    reading = Terms(prompt=part.terms.prompt, squares=part.terms.squares).seconds(profile)
+    steps = part.terms.prefills + part.terms.mixed
+    return (
+        reading / part.seconds,
+        (part.terms.seconds(profile) - reading) / part.seconds,
+        steps * a_step / part.seconds,
+    )
+
+
+def _steps(terms: Terms) -> float:
+    return terms.prefills + terms.decodes + terms.mixed
+
+
+def _error(parts: Sequence[Part], profile: Profile) -> KindError:
     sizes = [abs(part.terms.seconds(profile) / part.seconds - 1) for part in parts]
-    error = KindError(points=len(parts), mean=fmean(sizes), worst=max(sizes))
-    return Fit(profile, fit.errors.model_copy(update={"saturated": error}), overhead)
+    weights = [part.seconds for part in parts]
+    return KindError(points=len(parts), mean=fmean(sizes, weights), worst=max(sizes))
 
 
-def _prompts_alone(terms: Terms) -> Terms:
-    return Terms(prompt=terms.prompt, squares=terms.squares)
-
-
-def _times(p: Profile, of_prompts: float, of_others: float) -> Profile:
+def _times(p: Profile, of_prompts: float, of_others: float, extra: float) -> Profile:
+    a = max(p.prefill_a, p.decode_d) * of_others + extra if extra else p.prefill_a * of_others
     return replace(
         p,
-        prefill_a=p.prefill_a * of_others,
+        prefill_a=a,
         prefill_b=p.prefill_b * of_prompts,
         prefill_c=p.prefill_c * of_prompts,
         decode_d=p.decode_d * of_others,
@@ -147,10 +175,13 @@ def parts_of(stretch: Stretch) -> list[Part]:
     steps, at, contexts = stretch.steps[full:], at[full:], contexts[full:]
     parts: list[Part] = []
     for first, last in _edges(at):
-        within = slice(first + 1, last + 1)
         prompts = [served.prompt for served in stretch.served if at[first] <= served.began < at[last]]
-        terms = _terms(steps[within], float(contexts[within].sum()), prompts or [s.prompt for s in stretch.served])
-        parts.append(Part(terms, float(at[last] - at[first])))
+        prompts = prompts or [served.prompt for served in stretch.served]
+        for reading in (False, True):
+            mine = [k for k in range(first + 1, last + 1) if (steps[k].prompt_tokens > 0) == reading]
+            if mine:
+                terms = _terms([steps[k] for k in mine], float(contexts[mine].sum()), prompts)
+                parts.append(Part(terms, float(sum(at[k] - at[k - 1] for k in mine))))
     return parts
 
 

@@ -17,7 +17,7 @@ from broker.recent_mix import MixClass, RecentMix
 from broker.worker_options import check_options
 from planner.cluster_plan import ClusterPlan, pool_plan, price_per_million
 from planner.inventory import DeviceGroup, Machine
-from planner.inventory_planning import InventoryPlanning
+from planner.inventory_planning import InventoryPlanning, as_expected
 from planner.layouts import machine_types
 from planner.search import search
 
@@ -80,6 +80,21 @@ def test_prices_are_those_of_machines_in_use() -> None:
     assert plan.price_per_million_tokens == pytest.approx(1000 / plan.tokens_per_s)
     assert plan_for(machine("a", price_per_hour=3.6), machine("b")).price_per_hour is None
     assert price_per_million(1.0, 0.0) is None
+
+
+@pytest.mark.parametrize("gib", [5.0, 12.0])
+def test_figures_are_what_engines_reach_and_the_better_plan_by_them_comes_first(gib: float) -> None:
+    classes = MIX.length_classes()
+    found = search(machine_types([machine("a", count=4, gib=gib)], space(), estimator(), classes), classes)
+    said = as_expected(found, classes)
+    assert found.runner_up is not None
+    assert said.runner_up is not None
+    at_best = {plan.machines: plan for plan in (found.best, found.runner_up)}
+    for plan in (said.best, said.runner_up):
+        assert 0.5 < plan.tokens_per_s / at_best[plan.machines].tokens_per_s < 0.999
+        assert plan.tokens_per_s == pytest.approx(sum(share.tokens_per_s for share in plan.shares))
+    assert said.best.machines != said.runner_up.machines
+    assert said.best.jobs_per_s >= said.runner_up.jobs_per_s
 
 
 def record(device: str, degree: int, slower: float) -> ProfileRecord:

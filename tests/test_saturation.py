@@ -22,6 +22,7 @@ from planner.cluster_plan import throughput
 from planner.fit import Fit, Point, Terms, fit_profile
 from planner.measured_steps import EngineLimits, Lengths
 from planner.profiler import Measurement, ProfilingError, measure
+from planner.reach import as_reached
 from planner.saturation import Part, Served, Stretch, filling, parts_of, put_right
 
 TRUTH = Profile(0.02, 3e-4, 2e-7, 0.02, 3e-4, 2.5e-6, kv_tokens=20_000, seats=32)
@@ -126,16 +127,17 @@ async def rate(bench: HostBoundBench, request: Lengths, seconds: float = 300.0) 
 
 
 def promised(profile: Profile, request: Lengths) -> float:
-    """Tokens a second by the scheduler's and the planner's own program."""
-    return throughput([LengthClass.of(*request)], [DeviceKind(profile, max_batched_tokens=4096)]).tokens_per_s
+    """Tokens a second by the planner's own program, as an engine reaches it."""
+    mix = [LengthClass.of(*request)]
+    return throughput(mix, as_reached([DeviceKind(profile, max_batched_tokens=4096)], mix)).tokens_per_s
 
 
 @pytest.mark.parametrize(
     ("host_s", "requests", "rel"),
     [
-        (0.0, (Lengths(107, 40), Lengths(40, 60), Lengths(180, 20), Lengths(64, 16)), 0.04),
-        (0.005, (Lengths(107, 40), Lengths(40, 60), Lengths(180, 20), Lengths(64, 32)), 0.08),
-        (0.02, (Lengths(107, 40), Lengths(180, 20)), 0.1),
+        (0.0, (Lengths(107, 40), Lengths(40, 60), Lengths(180, 20), Lengths(64, 16)), 0.03),
+        (0.005, (Lengths(107, 40), Lengths(40, 60), Lengths(180, 20), Lengths(64, 32)), 0.03),
+        (0.02, (Lengths(107, 40), Lengths(40, 60), Lengths(180, 20)), 0.08),
     ],
 )
 def test_what_a_full_engine_does_is_what_its_profile_promises(
@@ -206,26 +208,30 @@ def test_the_parts_of_a_stretch_add_up_to_its_time() -> None:
     assert sum(part.terms.context for part in parts) == sum(120 + 2 * n for n in range(1, 18))
 
 
-@given(st.floats(0.7, 2.0), st.floats(0.7, 2.0))
-def test_the_two_factors_are_found(of_prompts: float, of_others: float) -> None:
+@given(st.floats(0.7, 2.0), st.floats(0.7, 2.0), st.sampled_from([0.0, 0.005, 0.02]))
+def test_what_prompts_cost_is_told_from_all_else(of_prompts: float, of_others: float, extra_s: float) -> None:
+    """By two factors, and by what a step that reads at all takes longer."""
     truth = replace(
         TRUTH,
+        prefill_a=TRUTH.prefill_a * of_others + extra_s,
         prefill_b=TRUTH.prefill_b * of_prompts,
         prefill_c=TRUTH.prefill_c * of_prompts,
         decode_d=TRUTH.decode_d * of_others,
         decode_e=TRUTH.decode_e * of_others,
         decode_f=TRUTH.decode_f * of_others,
     )
-    reading = Terms(mixed=8, prompt=3000, squares=600_000, running=240, context=40_000)
-    writing = Terms(decodes=30, mixed=1, prompt=64, squares=4096, running=1000, context=90_000)
-    truth = replace(truth, prefill_a=truth.decode_d)
+    much = Terms(mixed=8, prompt=3000, squares=600_000, running=240, context=40_000)
+    little = Terms(mixed=8, prompt=512, squares=32_768, running=250, context=24_000)
+    writing = Terms(decodes=30, running=960, context=90_000)
+    parts = [Part(terms, terms.seconds(truth)) for terms in (much, little, writing) * 3]
     fit = Fit(TRUTH, FitErrors(), 1.0)
-    parts = [Part(terms, terms.seconds(truth)) for terms in (reading, writing) * 3]
     found = put_right(fit, parts)
-    assert found.profile.prefill_b == pytest.approx(truth.prefill_b, rel=0.05)
-    assert found.profile.decode_e == pytest.approx(truth.decode_e, rel=0.05)
+    for part in parts:
+        assert part.terms.seconds(found.profile) == pytest.approx(part.seconds, rel=0.05)
+    between = Terms(mixed=20, decodes=20, prompt=2200, squares=242_000, running=1250, context=160_000)
+    assert between.seconds(found.profile) == pytest.approx(between.seconds(truth), rel=0.03)
     assert found.errors.saturated is not None
-    assert found.errors.saturated.points == 6
+    assert found.errors.saturated.points == 9
     assert put_right(fit, []) == fit
 
 

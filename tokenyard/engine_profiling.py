@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from typing import NamedTuple
 
@@ -25,15 +25,21 @@ class EngineProfile(NamedTuple):
     capacity: Capacity
 
 
-async def profile_engine(choice: EngineChoice, budget_s: float, report: Callable[[str], None]) -> EngineProfile:
+async def profile_engine(
+    choice: EngineChoice,
+    budget_s: float,
+    report: Callable[[str], None],
+    until_all_up: Callable[[], Awaitable[None]] | None = None,
+) -> EngineProfile:
     """Measure the engine that was asked for.
 
     Args:
         budget_s: seconds to spend once the engine is up.
         report: told about long steps.
+        until_all_up: waited for once the engine is up: others are measured beside it.
 
     Raises:
-        TokenyardError: it cannot be started, or refuses a request.
+        TokenyardError: it cannot be started, or refuses a request; or what ``until_all_up`` raises.
     """
     if choice.task != "generate":
         raise UsageError(f"--task {choice.task}: only engines that generate text can be measured")
@@ -42,6 +48,8 @@ async def profile_engine(choice: EngineChoice, budget_s: float, report: Callable
     try:
         report("starting the engine")
         capacity = await engine.start()
+        if until_all_up is not None:
+            await until_all_up()
         report(f"measuring {capacity.version} on {capacity.device} for about {budget_s:.0f} s")
         limits = EngineLimits(capacity.kv_tokens, capacity.seats, capacity.context_tokens, capacity.max_batched_tokens)
         measurement = await measure(EngineBench(engine, choice.names[0], steps), limits, budget_s=budget_s)

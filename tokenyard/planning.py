@@ -13,13 +13,15 @@ from broker.cluster import Heartbeat
 from broker.errors import InputFileError, UsageError
 from broker.fluid import LengthClass
 from broker.profiles import ProfileRecord, is_record
-from planner.cluster_plan import ClusterPlan, Throughput, throughput
+from planner.cluster_plan import ClusterPlan, Throughput, expected_plan, throughput
 from planner.configurations import Misfit, Space
 from planner.estimate import Estimator, Measured
 from planner.inventory import Machine, changed
+from planner.inventory_planning import as_expected
 from planner.layouts import MachineType, machine_types
 from planner.mix import classes_of, parse_lengths
 from planner.model_shape import DTYPE_BYTES, ModelShape
+from planner.reach import as_reached
 from planner.search import SearchResult, cheapest, search
 from planner.what_if import Change, parse_devices
 from tokenyard.kernel_database import known_rates
@@ -116,14 +118,14 @@ def make_plan(
     what_if = None
     if choice.what_if:
         other = machine_types(changed(choice.machines, choice.what_if), choice.space, estimator, classes)
-        what_if = search(other, classes).best
+        what_if = expected_plan(search(other, classes).best, classes)
     batch = None
     if choice.deadline_s is not None or choice.budget is not None:
         if not jobs:
             raise UsageError("--deadline and --budget need to know how many requests: give --jobs")
         batch = cheapest(types, classes, jobs, deadline_s=choice.deadline_s, budget=choice.budget)
     today = _today(beats, classes) if beats else None
-    return PlanOutcome(result, _idle(types), today, what_if, batch, jobs)
+    return PlanOutcome(as_expected(result, classes), _idle(types), today, what_if, batch, jobs)
 
 
 def space_of(
@@ -220,7 +222,8 @@ def _today(beats: Mapping[str, Heartbeat | None], classes: Sequence[LengthClass]
     if not known:
         return None
     kinds = Counter(kind for kind in known.values() if kind is not None)
-    found = throughput(classes, [replace(kind, count=count) for kind, count in kinds.items()])
+    counted = [replace(kind, count=count) for kind, count in kinds.items()]
+    found = throughput(classes, as_reached(counted, classes))
     return Today(kinds.total(), tuple(name for name, kind in known.items() if kind is None), found)
 
 

@@ -17,6 +17,7 @@ from broker.throughput import DeviceKind
 from planner.cluster_plan import throughput
 from planner.estimate import Estimator, Measured
 from planner.model_shape import ModelShape
+from planner.reach import as_reached
 from planner.scaling import Times
 from tokenyard.local_cluster import WorkerSpec
 
@@ -80,23 +81,18 @@ def measured_engine(records: Sequence[ProfileRecord]) -> Measured:
     return replace(first, profile=times.profile(first.profile.kv_tokens, first.profile.seats))
 
 
-def kv_tokens(candidate: Candidate, shape: ModelShape, classes: Sequence[LengthClass]) -> int:
-    """Tokens of context that one engine can hold.
-
-    The last block of a request is half empty in the mean, and vLLM keeps one block for itself.
-    """
+def kv_tokens(candidate: Candidate, shape: ModelShape) -> int:
+    """Tokens of context in the KV memory of one engine: whole blocks, of which vLLM keeps one for itself."""
     blocks = int(candidate.kv_gib / candidate.engines * _GIB / (shape.kv_bytes(candidate.dtype) * BLOCK_TOKENS)) - 1
-    steps = sum(c.jobs * c.work.steps for c in classes)
-    mean = sum(c.jobs * c.work.context_steps for c in classes) / steps
-    return max(int(blocks * BLOCK_TOKENS * mean / (mean + BLOCK_TOKENS / 2)), 1)
+    return blocks * BLOCK_TOKENS
 
 
 def predicted(candidate: Candidate, estimator: Estimator, shape: ModelShape, classes: Sequence[LengthClass]) -> float:
     """Prompt and output tokens a second of all its engines together."""
     estimate = estimator.estimate("cpu", candidate.cores, candidate.dtype)
-    profile = estimate.times.profile(kv_tokens(candidate, shape, classes), SEATS)
+    profile = estimate.times.profile(kv_tokens(candidate, shape), SEATS)
     kind = DeviceKind(profile, count=candidate.engines, max_batched_tokens=estimate.max_batched_tokens)
-    return throughput(classes, [kind]).tokens_per_s
+    return throughput(classes, as_reached([kind], classes, BLOCK_TOKENS)).tokens_per_s
 
 
 def rows_of(predictions: Mapping[Candidate, float], measured: Mapping[Candidate, float]) -> list[Row]:

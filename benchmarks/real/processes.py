@@ -47,6 +47,7 @@ class RealCluster(ProcessGroup):
         try:
             for spec in specs:
                 words = ["profile", "--budget-s", str(budget_s), "--output", str(files[spec.name])]
+                words += ["--side-by-side", str(len(specs))]
                 child = self._process(f"profile-{spec.name}", [*words, *_MODEL_WORDS, *spec.options], "")
                 await child.start()
                 children.append(child)
@@ -105,7 +106,12 @@ class RealCluster(ProcessGroup):
         await asyncio.gather(*(worker.stop() for worker in self.workers))
 
     def _process(self, name: str, words: Sequence[str], redis_url: str) -> Process:
-        environment = {"TOKENYARD_REDIS_URL": redis_url, "NO_COLOR": "1", "TYPER_USE_RICH": "0"}
+        environment = {
+            "TOKENYARD_REDIS_URL": redis_url,
+            "TOKENYARD_STATE_DIR": str(self._folder),
+            "NO_COLOR": "1",
+            "TYPER_USE_RICH": "0",
+        }
         return Process(name, list(words), log_dir=self._folder, environment=environment)
 
 

@@ -15,6 +15,7 @@ from broker.store.profiles import ProfileStore
 from tokenyard.cli.engine_options import with_engine_options
 from tokenyard.cli.runtime import PoolName, RedisUrl, err, log_to_stderr, out, redis_url_of, run, settings_of
 from tokenyard.engine_choice import EngineChoice
+from tokenyard.side_by_side import side_by_side
 from tokenyard.views.profile import profile_view
 
 
@@ -28,6 +29,15 @@ def profile_command(
     budget_s: Annotated[
         float, typer.Option(min=1, max=3600, help="Seconds to measure for, once the engine is up.")
     ] = 45.0,
+    engines: Annotated[
+        int,
+        typer.Option(
+            "--side-by-side",
+            min=1,
+            max=256,
+            help="Engines measured on this host at once, this one included: wait until all are up.",
+        ),
+    ] = 1,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write the profile here, as JSON.")
     ] = None,
@@ -37,16 +47,16 @@ def profile_command(
 ) -> None:
     """Measure one engine in under a minute: how long its prefills and decode steps take, and how sure that is.
 
-    Nobody else should use the device meanwhile. With a Redis, the pool's workers of just this configuration find the
-    profile by themselves; --output writes a file for `tokenyard worker --profile`.
+    Nobody else should use the device meanwhile, but engines that will work beside it. With a Redis, the pool's workers
+    of just this configuration find the profile by themselves; --output writes a file for `tokenyard worker --profile`.
     """
     settings = settings_of(redis_url=redis_url, pool=pool)
     log_to_stderr(settings)
-    run(_profile(choice, budget_s, output, json, settings), settings)
+    run(_profile(choice, budget_s, engines, output, json, settings), settings)
 
 
 async def _profile(
-    choice: EngineChoice, budget_s: float, output: Path | None, as_json: bool, settings: Settings
+    choice: EngineChoice, budget_s: float, engines: int, output: Path | None, as_json: bool, settings: Settings
 ) -> None:
     from tokenyard.engine_profiling import profile_engine  # brings scipy, which no other command waits for
 
@@ -56,7 +66,12 @@ async def _profile(
             store = ProfileStore(await stack.enter_async_context(connected(redis_url_of(settings))), settings.pool)
         if output is not None:
             _write(output, "")
-        found = await profile_engine(choice, budget_s, lambda text: err.print(text, markup=False, highlight=False))
+
+        def report(text: str) -> None:
+            err.print(text, markup=False, highlight=False)
+
+        until_all_up = await stack.enter_async_context(side_by_side(settings.state_dir / "profiling", engines, report))
+        found = await profile_engine(choice, budget_s, report, until_all_up)
         if output is not None:
             _write(output, found.record.to_json(indent=2) + "\n")
         if as_json:

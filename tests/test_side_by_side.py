@@ -1,0 +1,79 @@
+"""Processes that begin together, as profiles of engines that work side by side do."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+from cli_process import start, tokenyard
+
+from broker.errors import UsageError
+from tokenyard.side_by_side import AloneError, side_by_side
+
+SIMULATED = ("--engine", "simulated", "--model", "m", "--budget-s", "1")
+
+
+def silent(_: str) -> None:
+    """Say nothing."""
+
+
+async def meeting(folder: Path, count: int, order: list[str], late: asyncio.Event | None = None) -> None:
+    async with side_by_side(folder, count, silent) as all_there:
+        if late is not None:
+            await late.wait()
+        order.append("up")
+        async with asyncio.timeout(20):
+            await all_there()
+        order.append("begun")
+
+
+async def test_none_begins_before_the_last_is_there(tmp_path: Path) -> None:
+    order: list[str] = []
+    late = asyncio.Event()
+    async with asyncio.TaskGroup() as group:
+        waiting = [group.create_task(meeting(tmp_path, 3, order)) for _ in range(2)]
+        last = group.create_task(meeting(tmp_path, 3, order, late))
+        done, _ = await asyncio.wait([*waiting, last], timeout=0.3)
+        assert not done
+        assert order == ["up"] * 2
+        late.set()
+    assert order[:3] == ["up"] * 3
+    assert order[3:] == ["begun"] * 3
+
+
+async def test_they_can_meet_again(tmp_path: Path) -> None:
+    for _ in range(2):
+        order: list[str] = []
+        await asyncio.gather(*(meeting(tmp_path, 2, order) for _ in range(2)))
+        assert order == ["up", "up", "begun", "begun"]
+
+
+async def test_one_alone_waits_for_nobody(tmp_path: Path) -> None:
+    order: list[str] = []
+    await meeting(tmp_path / "none", 1, order)
+    assert order == ["up", "begun"]
+    assert not (tmp_path / "none").exists()
+
+
+async def test_others_that_do_not_come_are_told(tmp_path: Path) -> None:
+    async with side_by_side(tmp_path, 2, silent, patience_s=0.2) as all_there:
+        with pytest.raises(AloneError, match="fewer than 2 engines were up"):
+            await all_there()
+
+
+async def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UsageError, match="set TOKENYARD_STATE_DIR to a folder of yours"):
+        async with side_by_side(tmp_path / "file" / "below", 2, silent):
+            pass
+
+
+async def test_two_profiles_wait_for_each_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TOKENYARD_STATE_DIR", str(tmp_path))
+    first = await start("", "profile", *SIMULATED, "--side-by-side", "2", "--json")
+    second = await tokenyard("", "profile", *SIMULATED, "--side-by-side", "2", "--json")
+    ended = await first.end()
+    for one in (second, ended):
+        assert one.code == 0, one.err
+        assert "waiting until 2 engines are up" in one.err
