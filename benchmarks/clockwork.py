@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from heapq import heappop, heappush
 
 from benchmarks.placing.lengths import Lengths
-from broker.cluster import Heartbeat
+from broker.heartbeat import Heartbeat
 from broker.jobs import WaitingJob
 from broker.placement import Placer
 from broker.throughput import DeviceKind, work_of

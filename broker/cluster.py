@@ -1,18 +1,17 @@
-"""What the scheduler knows of the pool: heartbeats, and what it has dispatched since. Pure."""
+"""What the scheduler knows of the pool: its devices, and what it has dispatched to them. Pure."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from typing import Literal
 
 import msgspec
 from msgspec import structs
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from broker.backlog import Backlog
 from broker.drift import Drift
+from broker.heartbeat import Heartbeat
 from broker.kv_calendar import KvCalendar
 from broker.kv_share import FirstFill, KvShare
 from broker.profiles import parse_profile
@@ -38,53 +37,6 @@ _BATCHED_TOKENS = 8192
 #: The shape of an accelerator that nobody has measured: what it costs relative to itself, its slowdown is learned.
 #: (About an A100 with a model of 8 billion parameters.)
 _TYPICAL = Profile(0.0099, 5.0e-5, 1.9e-9, 0.0115, 4.0e-5, 7.9e-8, kv_tokens=1, seats=1)
-
-WorkerState = Literal["starting", "ready", "draining", "paused"]
-
-
-class Heartbeat(BaseModel):
-    """A worker's own account, as its hash in Redis holds it (all values text).
-
-    Rates are tokens a second over the last seconds; KV sizes are tokens; ``seen`` is seconds on Redis' clock;
-    ``profile`` is empty or the measured step times as JSON (see ``broker.profiles``).
-    """
-
-    model_config = ConfigDict(frozen=True, extra="ignore")
-
-    incarnation: str = Field(min_length=1, max_length=64)
-    state: WorkerState
-    engine: str = Field(max_length=64)
-    model: str = Field(max_length=512)
-    device: str = Field(max_length=256)
-    version: str = Field(max_length=256)
-    host: str = Field("", max_length=256)
-    pid: int = Field(0, ge=0, le=2**63)
-    prompt_tokens_per_s: float = Field(ge=0, le=1e9, allow_inf_nan=False)
-    output_tokens_per_s: float = Field(ge=0, le=1e9, allow_inf_nan=False)
-    prompt_tokens_total: int = Field(0, ge=0, le=10**15)
-    output_tokens_total: int = Field(0, ge=0, le=10**15)
-    jobs_total: int = Field(0, ge=0, le=10**15)
-    kv_tokens_total: int = Field(ge=0, le=10**12)
-    kv_tokens_free: int = Field(ge=0, le=10**12)
-    seats: int = Field(ge=0, le=10**6)
-    context_tokens: int = Field(ge=0, le=10**9)
-    running: int = Field(ge=0, le=10**7)
-    waiting: int = Field(ge=0, le=10**7)
-    free_memory_bytes: int = Field(ge=0, le=10**18)
-    steps_total: int = Field(0, ge=0, le=10**12)
-    max_batched_tokens: int = Field(0, ge=0, le=10**9)
-    profile: str = Field("", max_length=1024)
-    seen: float = Field(0.0, ge=0, le=1e12, allow_inf_nan=False)
-
-
-def parse_heartbeat(name: str, raw: Mapping[bytes, bytes]) -> Heartbeat | None:
-    """A heartbeat from its hash; None where there is none or it is not one (anyone can write to Redis)."""
-    if not raw or len(name) > 128 or not name.isprintable():
-        return None
-    try:
-        return Heartbeat.model_validate({k.decode(): v.decode() for k, v in raw.items()})
-    except (ValidationError, UnicodeDecodeError):
-        return None
 
 
 def _built(beat: Heartbeat) -> tuple[str, int, int, int]:

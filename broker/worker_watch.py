@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 
-from broker.cluster import Heartbeat
 from broker.concurrency import wait_at_most
+from broker.heartbeat import Heartbeat
 from broker.placement import Placer
 from broker.scheduler_stats import SchedulerStats
 from broker.settings import Settings

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import median
 
-from broker.cluster import Heartbeat
 from broker.drift import Drift
+from broker.heartbeat import Heartbeat
 from broker.profiles import ProfileRecord, ProfileValues, parse_profile
 from broker.throughput import DeviceKind, Profile
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from broker.cluster import Heartbeat
+from broker.heartbeat import Heartbeat
 from broker.recent_mix import RecentMix
 from broker.store.monitor import MonitorStore
 from planner.resizing import Load

@@ -9,9 +9,9 @@ from typing import NamedTuple
 
 import msgspec
 
-from broker.cluster import Heartbeat
 from broker.connection import RedisClient
 from broker.errors import TokenyardError
+from broker.heartbeat import Heartbeat
 from broker.pool_plan import PoolPlan, hosts_of
 from broker.profiles import ProfileRecord
 from broker.recent_mix import RecentMix

@@ -6,7 +6,7 @@ from collections import deque
 from dataclasses import dataclass, field
 
 from broker.batching import ContinuousBatch
-from broker.cluster import Heartbeat
+from broker.heartbeat import Heartbeat
 from broker.profiles import profile_text
 from planner.simulated import SimulatedDevice
 

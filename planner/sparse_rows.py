@@ -1,4 +1,4 @@
-"""Rows of a linear program, put together one by one, as HiGHS takes them. Pure."""
+"""A linear program with whole numbers as plain arrays, put together row by row, and as HiGHS takes it. Pure."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
 Index = NDArray[np.intp]
+Mask = NDArray[np.bool_]
 
 
 @dataclass(slots=True)
@@ -31,16 +32,83 @@ class Rows:
         self.lower.append(low)
         self.upper.append(up)
 
+    def matrix(self, columns: int) -> Matrix:
+        """All of it, column by column."""
+        at, cols, values = np.concatenate(self.rows), np.concatenate(self.cols), np.concatenate(self.values)
+        order = np.argsort(cols, kind="stable")
+        start = np.concatenate([[0], np.cumsum(np.bincount(cols, minlength=columns))])
+        return Matrix(start, at[order], cols[order], values[order], np.array(self.lower), np.array(self.upper))
 
-def fill(lp: highspy.HighsLp, rows: Rows, extra: Rows) -> None:
-    """Both sets of rows, one below the other, column by column as HiGHS takes them."""
-    lp.num_row_ = len(rows.lower) + len(extra.lower)
-    at = np.concatenate([*rows.rows, *(part + len(rows.lower) for part in extra.rows)])
-    cols = np.concatenate([*rows.cols, *extra.cols])
-    values = np.concatenate([*rows.values, *extra.values])
-    order = np.argsort(cols, kind="stable")
-    lp.row_lower_ = np.array([*rows.lower, *extra.lower])
-    lp.row_upper_ = np.array([*rows.upper, *extra.upper])
+
+@dataclass(frozen=True, slots=True)
+class Matrix:
+    """A sparse matrix column by column, with the bounds of its rows.
+
+    Attributes:
+        start: of each column its first entry; one more at the end.
+        row: of each entry.
+        column: of each entry.
+        value: of each entry.
+        lower: of each row.
+        upper: of each row.
+    """
+
+    start: Index
+    row: Index
+    column: Index
+    value: Array
+    lower: Array
+    upper: Array
+
+    def some(self, columns: Index) -> tuple[Index, Index, Array]:
+        """Of these columns where each starts, and rows and values of their entries."""
+        lengths = self.start[columns + 1] - self.start[columns]
+        start = np.concatenate([[0], np.cumsum(lengths)])
+        at = np.repeat(self.start[columns] - start[:-1], lengths) + np.arange(start[-1])
+        return start, self.row[at], self.value[at]
+
+    def with_row(self, columns: Index, values: Array, low: float, up: float) -> Matrix:
+        """The same with one more row."""
+        row = np.concatenate([self.row, np.full(len(columns), len(self.lower))])
+        column, value = np.concatenate([self.column, columns]), np.concatenate([self.value, values])
+        order = np.argsort(column, kind="stable")
+        start = np.concatenate([[0], np.cumsum(np.bincount(column, minlength=len(self.start) - 1))])
+        lower, upper = np.append(self.lower, low), np.append(self.upper, up)
+        return Matrix(start, row[order], column[order], value[order], lower, upper)
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A program: ``costs . x`` is to be as small as can be.
+
+    Attributes:
+        costs: of each column.
+        lower: least value of each column.
+        upper: largest value of each column.
+        integer: columns whose values are whole numbers.
+        matrix: the rows.
+    """
+
+    costs: Array
+    lower: Array
+    upper: Array
+    integer: Mask
+    matrix: Matrix
+
+    def lp(self, columns: Index) -> highspy.HighsLp:
+        """The program of these columns alone, without whole numbers."""
+        return linear(self.costs[columns], self.lower[columns], self.upper[columns], self.matrix.some(columns), self)
+
+
+def linear(
+    costs: Array, lower: Array, upper: Array, entries: tuple[Index, Index, Array], model: Model
+) -> highspy.HighsLp:
+    """A program of some columns and all rows of a model, as HiGHS takes it."""
+    lp = highspy.HighsLp()
+    lp.num_col_, lp.num_row_ = len(costs), len(model.matrix.lower)
+    lp.col_cost_, lp.col_lower_, lp.col_upper_ = costs, lower, upper
+    lp.row_lower_, lp.row_upper_ = model.matrix.lower, model.matrix.upper
     lp.a_matrix_.format_ = highspy.MatrixFormat.kColwise
-    lp.a_matrix_.start_ = np.concatenate([[0], np.cumsum(np.bincount(cols, minlength=lp.num_col_))]).astype(np.int32)
-    lp.a_matrix_.index_, lp.a_matrix_.value_ = at[order].astype(np.int32), values[order]
+    lp.a_matrix_.start_, lp.a_matrix_.index_ = entries[0].astype(np.int32), entries[1].astype(np.int32)
+    lp.a_matrix_.value_ = entries[2]
+    return lp

@@ -17,9 +17,9 @@ from redis.asyncio import Redis
 
 from benchmarks.waiting import until_true
 from broker.client import Client, new_batch_id
-from broker.cluster import Heartbeat
 from broker.concurrency import cancel_all
 from broker.connection import OPTIONS, connect
+from broker.heartbeat import Heartbeat
 from broker.jobs import Priority, Result
 from broker.keys import LEVELS, PoolKeys
 from broker.openai_batch import RequestLine

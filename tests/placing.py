@@ -9,7 +9,8 @@ from typing import Any
 
 from cluster_fixtures import heartbeat
 
-from broker.cluster import Cluster, Device, Heartbeat, InFlight
+from broker.cluster import Cluster, Device, InFlight
+from broker.heartbeat import Heartbeat
 from broker.jobs import WaitingJob
 from broker.placement import Placer
 from broker.policies import make_policy

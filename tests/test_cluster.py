@@ -9,8 +9,9 @@ from cluster_fixtures import HEARTBEAT, heartbeat
 from hypothesis import given
 from hypothesis import strategies as st
 
-from broker.cluster import Cluster, Device, InFlight, parse_heartbeat
+from broker.cluster import Cluster, Device, InFlight
 from broker.events import BatchCancelled, Completed, Dropped, EndedTokens, Returned, WorkerChanged, parse_event
+from broker.heartbeat import parse_heartbeat
 from broker.profiles import profile_text
 from broker.throughput import Profile
 from workers.engines.base import Capacity, Load

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from broker.cluster import Heartbeat, WorkerState
+from broker.heartbeat import Heartbeat, WorkerState
 from tokenyard.device_tally import DeviceSummary, DeviceTally
 
 

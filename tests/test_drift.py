@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from placing import PROFILE, beat
 
 from broker.admission import offer_of
-from broker.cluster import Cluster, Device, Heartbeat, InFlight
+from broker.cluster import Cluster, Device, InFlight
+from broker.heartbeat import Heartbeat
 from broker.throughput import Profile
 
 CONTEXT = 300  # tokens that each request holds

@@ -13,10 +13,10 @@ from cluster_fixtures import HEARTBEAT
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from broker.cluster import Heartbeat, parse_heartbeat
 from broker.dead_letters import DeadLetter, parse_letter
 from broker.errors import TokenyardError, UsageError
 from broker.events import parse_event
+from broker.heartbeat import Heartbeat, parse_heartbeat
 from broker.job_record import parse_job
 from broker.jobs import WaitingJob
 from broker.openai_batch import LineError, RequestLine, parse_line, read_output_line

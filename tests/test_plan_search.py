@@ -15,15 +15,17 @@ from hypothesis import strategies as st
 from plan_machines import SMALL, estimator, machine, measured, space
 
 from broker.fluid import LengthClass
+from planner.cheapest import cheapest, fastest_within, least_price
 from planner.cluster_plan import pool_plan, throughput
 from planner.configurations import EngineOption, Space, options_of
 from planner.estimate import Estimator, Measured
+from planner.goal import Choice, Goal
 from planner.inventory import Machine
 from planner.layouts import MachineType, machine_types
 from planner.mixed_integer import NoTimeError
-from planner.program import Before, Choice, Goal, Program
+from planner.program import Program
 from planner.scaling import Times
-from planner.search import GAP, NoPlanError, cheapest, fastest_within, least_price, search
+from planner.search import GAP, NoPlanError, search
 
 MIX = [LengthClass.of(500, 100, 2), LengthClass.of(2000, 20, 1)]
 
@@ -110,7 +112,7 @@ def test_it_finds_what_trying_everything_finds(
     if found.runner_up is not None:
         assert found.runner_up.jobs_per_s <= found.best.jobs_per_s * (1 + GAP)
 
-    with patch("planner.search.Program", partial(Program, large=0)):  # by way of smaller programs
+    with patch("planner.search.Program", partial(Program, large=0)):  # by way of the relaxation
         again = search(types, mix, gap=0.0)
     assert again.best.jobs_per_s == pytest.approx(found.best.jobs_per_s, rel=GAP)
     assert (again.runner_up is None) == (found.runner_up is None)
@@ -163,6 +165,19 @@ def test_the_cheapest_plan_for_a_deadline_is_the_cheapest_of_all(
     fastest = cheapest(types, mix, jobs, budget=budget, gap=0.0)
     within = [seconds for seconds, cost in costs if cost <= budget]
     assert fastest.seconds(jobs) == pytest.approx(min(within), rel=GAP)
+    with patch("planner.cheapest.Program", partial(Program, large=0)):  # by way of the relaxation
+        again = cheapest(types, mix, jobs, deadline_s=deadline, gap=0.0)
+        faster = cheapest(types, mix, jobs, budget=budget, gap=0.0)
+    assert again.seconds(jobs) <= deadline * (1 + GAP)
+    assert again.price(jobs) == pytest.approx(min(in_time), rel=GAP)
+    assert faster.seconds(jobs) == pytest.approx(min(within), rel=GAP)
+    hurried = Program(types, mix, 0.0, prove_s=0.0, large=0)
+    start = hurried.solve(Goal())
+    assert start is not None
+    unproven = least_price(hurried, start, min(jobs / deadline, start.rate))
+    cost = unproven.price_per_hour * jobs / unproven.rate / 3600
+    assert cost * (1 - unproven.gap) <= min(in_time) * (1 + GAP)
+    assert cost >= min(in_time) * (1 - GAP)
 
 
 class TestByHand:
@@ -291,11 +306,11 @@ class Stopping(Program):
 
     rounds = 10**6
 
-    def solve(self, goal: Goal, before: Before | None = None) -> Choice | None:
+    def solve(self, goal: Goal, prove_s: float = float("inf")) -> Choice | None:
         if self.rounds == 0:
             raise NoTimeError
         self.rounds -= 1
-        return super().solve(goal, before)
+        return super().solve(goal, prove_s)
 
 
 class TestTimeLimit:

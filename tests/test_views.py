@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console, RenderableType
 
-from broker.cluster import Heartbeat, WorkerState
+from broker.heartbeat import Heartbeat, WorkerState
 from broker.jobs import BatchCounts
 from tokenyard.cluster_snapshot import ClusterSnapshot, PoolSnapshot
 from tokenyard.device_tally import DeviceTally

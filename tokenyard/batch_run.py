@@ -10,10 +10,10 @@ from itertools import chain
 from pathlib import Path
 
 from broker.client import Client, connect_client, new_batch_id
-from broker.cluster import Heartbeat
 from broker.concurrency import cancel_all, run_together
 from broker.connection import keep_trying
 from broker.errors import InputFileError, UnknownBatchError
+from broker.heartbeat import Heartbeat
 from broker.jobs import Result
 from broker.openai_batch import LineError, RequestLine, failure_line, line_error, shown
 from broker.settings import Settings

@@ -8,8 +8,8 @@ from typing import Any
 import msgspec
 
 from broker.client import Client
-from broker.cluster import Heartbeat
 from broker.errors import UnknownBatchError
+from broker.heartbeat import Heartbeat
 from broker.jobs import BatchCounts
 from broker.pool_plan import PoolPlan, hosts_of
 from broker.store.dead import DeadLetterStore

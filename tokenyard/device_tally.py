@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass, field
 
-from broker.cluster import Heartbeat
+from broker.heartbeat import Heartbeat
 
 #: A rate is sustained when it holds for about this long (seconds of work).
 SUSTAINED_S = 10.0

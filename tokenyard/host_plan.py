@@ -6,8 +6,8 @@ import asyncio
 import logging
 from collections.abc import Callable, Mapping, Sequence
 
-from broker.cluster import Heartbeat
 from broker.errors import UsageError
+from broker.heartbeat import Heartbeat
 from broker.pool_plan import PlannedWorker, PoolPlan
 from broker.recent_mix import RecentMix
 from broker.store.monitor import MonitorStore

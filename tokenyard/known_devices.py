@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from broker.cluster import Heartbeat
+from broker.heartbeat import Heartbeat
 from broker.profiles import parse_profile
 from broker.throughput import DeviceKind
 

@@ -10,9 +10,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from broker.cluster import Heartbeat
 from broker.concurrency import cancel_all, run_together
 from broker.errors import TokenyardError, UsageError
+from broker.heartbeat import Heartbeat
 from broker.settings import Settings
 from tokenyard.child_process import ChildProcess
 from tokenyard.embedded_server import EmbeddedServer

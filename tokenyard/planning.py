@@ -9,10 +9,11 @@ from pathlib import Path
 
 import numpy as np
 
-from broker.cluster import Heartbeat
 from broker.errors import InputFileError, UsageError
 from broker.fluid import LengthClass
+from broker.heartbeat import Heartbeat
 from broker.profiles import ProfileRecord, is_record
+from planner.cheapest import cheapest
 from planner.cluster_plan import ClusterPlan, Throughput, expected_plan, throughput
 from planner.configurations import Misfit, Space
 from planner.estimate import Estimator, Measured
@@ -22,7 +23,7 @@ from planner.layouts import MachineType, machine_types
 from planner.mix import classes_of, parse_lengths
 from planner.model_shape import DTYPE_BYTES, ModelShape
 from planner.reach import as_reached
-from planner.search import SearchResult, cheapest, search
+from planner.search import SearchResult, search
 from planner.what_if import Change, parse_devices
 from tokenyard.kernel_database import known_rates
 from tokenyard.known_devices import known_device

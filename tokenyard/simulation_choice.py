@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from broker.cluster import Heartbeat
 from broker.errors import UsageError
+from broker.heartbeat import Heartbeat
 from planner.fleet import Entry, KnownDevice
 from planner.simulate import Requests
 from planner.traces import Lengths, parse_arrivals, requests_of

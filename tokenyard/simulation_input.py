@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from broker.cluster import Heartbeat
 from broker.errors import InputFileError, UsageError
+from broker.heartbeat import Heartbeat
 from broker.openai_batch import RequestLine
 from broker.profiles import is_record
 from planner.fleet import Entry, KnownDevice, parse_clusters, parse_profiles

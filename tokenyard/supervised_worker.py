@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from broker.cluster import Heartbeat
+from broker.heartbeat import Heartbeat
 from broker.pool_plan import PlannedWorker
 from tokenyard.supervision import HostProcess, Phase, process_name
 from tokenyard.worker_site import Child

@@ -9,10 +9,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from broker.cluster import Heartbeat
 from broker.concurrency import wait_at_most
 from broker.connection import RedisClient, keep_trying
 from broker.errors import UsageError
+from broker.heartbeat import Heartbeat
 from broker.pool_plan import PlannedWorker
 from broker.store.monitor import MonitorStore
 from broker.store.plans import HOST_TTL_S, PlanStore

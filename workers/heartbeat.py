@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from broker.cluster import WorkerState
+from broker.heartbeat import WorkerState
 from workers.engines.base import Capacity, Load
 
 
@@ -27,7 +27,7 @@ def heartbeat_fields(
     jobs_total: int,
     profile: str = "",
 ) -> dict[str, str]:
-    """The heartbeat hash; ``broker.cluster.Heartbeat`` reads it.
+    """The heartbeat hash; ``broker.heartbeat.Heartbeat`` reads it.
 
     Args:
         rates: prompt and output tokens a second lately.

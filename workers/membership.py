@@ -9,10 +9,10 @@ import secrets
 import socket
 from collections.abc import Awaitable, Callable, Sequence
 
-from broker.cluster import WorkerState
 from broker.concurrency import wait_at_most
 from broker.connection import RedisClient, keep_trying
 from broker.errors import UsageError, WorkerGoneError
+from broker.heartbeat import WorkerState
 from broker.profiles import profile_text
 from broker.settings import Settings
 from broker.store.client import Registry

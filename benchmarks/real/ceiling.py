@@ -10,7 +10,7 @@ from benchmarks.cluster import BenchmarkError
 from benchmarks.real.cpu import CpuClock, CpuUse
 from benchmarks.real.processes import POOL, RealCluster
 from broker.client import new_batch_id
-from broker.cluster import Heartbeat
+from broker.heartbeat import Heartbeat
 from broker.openai_batch import RequestLine
 from broker.policies.base import Placement
 from broker.store.scheduler import SchedulerStore

@@ -12,7 +12,7 @@ from benchmarks.real.batch import BatchRun
 from benchmarks.real.ceiling import Ceiling
 from benchmarks.real.cpu import CpuUse
 from benchmarks.report import Row, Value
-from broker.cluster import Heartbeat
+from broker.heartbeat import Heartbeat
 from planner.simulate import Outcome
 
 _ROLES = ("workers", "client", "server", "scheduler")

@@ -10,7 +10,8 @@ import msgspec
 import numpy as np
 
 from benchmarks.cluster import BenchmarkError
-from broker.cluster import Heartbeat, InFlight
+from broker.cluster import InFlight
+from broker.heartbeat import Heartbeat
 from broker.jobs import WaitingJob
 from broker.lengths import LengthModel
 from broker.openai_batch import RequestLine

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from benchmarks.cluster import BenchmarkError, Process, ProcessGroup
 from broker.client import Client, connect_client
-from broker.cluster import Heartbeat
+from broker.heartbeat import Heartbeat
 from tokenyard.demo_model import DEMO_MODEL_NAMES
 from tokenyard.embedded_server import EmbeddedServer
 from tokenyard.local_cluster import WorkerSpec

@@ -6,8 +6,8 @@ from collections.abc import Awaitable
 from typing import Any
 
 from broker import keys
-from broker.cluster import Heartbeat, parse_heartbeat
 from broker.connection import BLOCK_S, RedisClient, RedisError, clock
+from broker.heartbeat import Heartbeat, parse_heartbeat
 from broker.job_record import JobRecord, batch_of, cursor_before, parse_job, short_id
 from broker.scripts import text
 from broker.tenant_names import is_tenant

@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 
 from broker.client import connect_client
-from broker.cluster import Heartbeat
 from broker.errors import TokenyardError, UsageError
+from broker.heartbeat import Heartbeat
 from broker.jobs import Priority
 from broker.settings import Settings
 from broker.store.monitor import MonitorStore

@@ -19,7 +19,7 @@ from tokenyard.cli.runtime import PoolName, RedisUrl, err, out, redis_url_of, ru
 from tokenyard.spans import parse_span
 
 if TYPE_CHECKING:
-    from broker.cluster import Heartbeat
+    from broker.heartbeat import Heartbeat
     from broker.profiles import ProfileRecord
     from broker.store.plans import StoredPlan
     from tokenyard.planning import PlanOutcome

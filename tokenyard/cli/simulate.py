@@ -15,7 +15,7 @@ from tokenyard.cli.request_options import BatchFile, BytesPerToken, MeanOutput, 
 from tokenyard.cli.runtime import PoolName, RedisUrl, err, out, redis_url_of, run, settings_of
 
 if TYPE_CHECKING:
-    from broker.cluster import Heartbeat
+    from broker.heartbeat import Heartbeat
     from tokenyard.simulation import Run, Setting
     from tokenyard.simulation_choice import ClusterChoice, RequestChoice
 

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import replace
 
-from broker.cluster import Heartbeat
+from broker.heartbeat import Heartbeat
 from broker.recent_mix import RecentMix
 from planner.cluster_plan import throughput
 from tokenyard.known_devices import known_device

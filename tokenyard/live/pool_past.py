@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from broker.cluster import Heartbeat
+from broker.heartbeat import Heartbeat
 from broker.recent_mix import RecentMix, parse_mix
 from tokenyard.batch_timeline import mean_rates
 from tokenyard.live.pool_bound import bound_tokens_per_s

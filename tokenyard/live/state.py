@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from broker.cluster import Heartbeat
+from broker.heartbeat import Heartbeat
 from broker.jobs import BatchCounts
 from broker.pool_plan import PoolPlan
 from broker.tenant_names import tenant_of

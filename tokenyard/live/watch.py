@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from broker.client import Client
-from broker.cluster import Heartbeat
 from broker.concurrency import cancel_all
 from broker.errors import UnknownBatchError
+from broker.heartbeat import Heartbeat
 from broker.store.monitor import MonitorStore
 from broker.store.plans import PlanStore
 from broker.tenant_names import tenant_of

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
-from broker.cluster import Heartbeat
+from broker.heartbeat import Heartbeat
 from tokenyard.views.devices import tokens_per_s
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from broker.cluster import Heartbeat
+from broker.heartbeat import Heartbeat
 from tokenyard.views.text import name_cell, percent, printable
 
 #: A heartbeat older than this is shown with its age (seconds); a worker sends one at least every second.

@@ -12,7 +12,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from broker.cluster import Heartbeat
+from broker.heartbeat import Heartbeat
 from tokenyard.views.devices import device_lines, device_table
 from tokenyard.views.eta import Eta
 from tokenyard.views.text import duration

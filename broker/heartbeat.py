@@ -1,0 +1,55 @@
+"""A worker's own account of itself, as it is read from Redis. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+WorkerState = Literal["starting", "ready", "draining", "paused"]
+
+
+class Heartbeat(BaseModel):
+    """A worker's own account, as its hash in Redis holds it (all values text).
+
+    Rates are tokens a second over the last seconds; KV sizes are tokens; ``seen`` is seconds on Redis' clock;
+    ``profile`` is empty or the measured step times as JSON (see ``broker.profiles``).
+    """
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    incarnation: str = Field(min_length=1, max_length=64)
+    state: WorkerState
+    engine: str = Field(max_length=64)
+    model: str = Field(max_length=512)
+    device: str = Field(max_length=256)
+    version: str = Field(max_length=256)
+    host: str = Field("", max_length=256)
+    pid: int = Field(0, ge=0, le=2**63)
+    prompt_tokens_per_s: float = Field(ge=0, le=1e9, allow_inf_nan=False)
+    output_tokens_per_s: float = Field(ge=0, le=1e9, allow_inf_nan=False)
+    prompt_tokens_total: int = Field(0, ge=0, le=10**15)
+    output_tokens_total: int = Field(0, ge=0, le=10**15)
+    jobs_total: int = Field(0, ge=0, le=10**15)
+    kv_tokens_total: int = Field(ge=0, le=10**12)
+    kv_tokens_free: int = Field(ge=0, le=10**12)
+    seats: int = Field(ge=0, le=10**6)
+    context_tokens: int = Field(ge=0, le=10**9)
+    running: int = Field(ge=0, le=10**7)
+    waiting: int = Field(ge=0, le=10**7)
+    free_memory_bytes: int = Field(ge=0, le=10**18)
+    steps_total: int = Field(0, ge=0, le=10**12)
+    max_batched_tokens: int = Field(0, ge=0, le=10**9)
+    profile: str = Field("", max_length=1024)
+    seen: float = Field(0.0, ge=0, le=1e12, allow_inf_nan=False)
+
+
+def parse_heartbeat(name: str, raw: Mapping[bytes, bytes]) -> Heartbeat | None:
+    """A heartbeat from its hash; None where there is none or it is not one (anyone can write to Redis)."""
+    if not raw or len(name) > 128 or not name.isprintable():
+        return None
+    try:
+        return Heartbeat.model_validate({k.decode(): v.decode() for k, v in raw.items()})
+    except (ValidationError, UnicodeDecodeError):
+        return None
