@@ -12,8 +12,9 @@ from broker.policies.base import Offer
 #: Where far more jobs wait than fit, a device is looked at again when one in so many of its jobs has ended; that many
 #: more are queued there. A look costs as much as some placements, and a large batch changes little by one job.
 _JOBS_A_LOOK = 32
-#: In a large cluster, from so many devices on, it is the scheduler's time that is scarce.
-_LARGE, _JOBS_A_LOOK_THERE = 256, 12
+#: Beyond so many devices it is the scheduler's time that is scarce: twice the devices, half the looks at each; down to
+#: one for so many of its jobs.
+_LARGE, _LEAST_JOBS_A_LOOK = 256, 8
 
 
 def jobs_a_look(devices: int, *, many_wait: bool) -> int:
@@ -25,7 +26,7 @@ def jobs_a_look(devices: int, *, many_wait: bool) -> int:
     """
     if not many_wait:
         return 0
-    return _JOBS_A_LOOK if devices < _LARGE else _JOBS_A_LOOK_THERE
+    return max(_JOBS_A_LOOK * _LARGE // max(devices, _LARGE), _LEAST_JOBS_A_LOOK)
 
 
 def offer_of(device: Device, round_trip_s: float, now: float = 0.0, one_in: int = 0) -> Offer:

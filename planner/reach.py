@@ -96,7 +96,7 @@ def _rate(batch: ContinuousBatch, order: Iterator[tuple[int, int]], together: in
     for number in range(together):
         prompt, output = next(order)
         # The first end one after another, as they do when all goes its way.
-        batch.add(number, prompt, 1 + number * output // together, 0.0)
+        batch.add(number, prompt, 1 + number * output // together, 0.0, [(number, prompt)])
     ended, begun, first, now = 0, together - 1, 0.0, 0.0
     skipped = 2 * together
     last = skipped + max(_TURNS * together, _LEAST_TIMED)
@@ -106,5 +106,6 @@ def _rate(batch: ContinuousBatch, order: Iterator[tuple[int, int]], together: in
             if event.kind is EventKind.FINISHED:
                 ended, begun = ended + 1, begun + 1
                 first = now if ended == skipped else first
-                batch.add(begun, *next(order), now)
+                prompt, output = next(order)
+                batch.add(begun, prompt, output, now, [(begun, prompt)])
     return (ended - skipped) / (now - first) if now > first else 0.0

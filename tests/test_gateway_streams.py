@@ -24,7 +24,8 @@ from broker.throughput import Profile
 from broker.token_news import TokenNews, news_text, parse_news
 from tokenyard.gateway.chunks import BrokenStreamError, StreamWriter
 from tokenyard.gateway.event_stream import Caller, EventStream
-from tokenyard.gateway.live_jobs import LiveJob, LiveJobs
+from tokenyard.gateway.live_job import LiveJob
+from tokenyard.gateway.live_jobs import LiveJobs
 from workers.engines.base import EngineRequest, EngineResponse, Tell
 from workers.engines.simulated import SimulatedEngine, SimulatedOptions
 from workers.token_feed import TokenFeed

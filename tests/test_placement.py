@@ -171,7 +171,7 @@ class TestManyDevices:
         assert looked_at == ["d0700"]
 
     @pytest.mark.parametrize(
-        ("devices", "many_wait", "looks"), [(9, True, [3, 2, 2, 2]), (1000, True, [6]), (9, False, [1] * 9)]
+        ("devices", "many_wait", "looks"), [(9, True, [3, 2, 2, 2]), (1000, True, [9]), (9, False, [1] * 9)]
     )
     def test_a_large_batch_is_looked_at_when_some_of_it_has_ended(
         self, devices: int, many_wait: bool, looks: list[int]

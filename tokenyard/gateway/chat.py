@@ -14,7 +14,7 @@ from broker.token_news import TokenNews
 from tokenyard.gateway.chunks import StreamWriter
 from tokenyard.gateway.errors import NO_RETRY, ApiError, without_response
 from tokenyard.gateway.event_stream import Caller, EventStream
-from tokenyard.gateway.live_jobs import LiveJob
+from tokenyard.gateway.live_job import LiveJob
 from tokenyard.gateway.state import body_of, state_of, tenant_of
 
 PATHS = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings")

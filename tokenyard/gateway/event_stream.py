@@ -18,7 +18,7 @@ from broker.jobs import Result
 from broker.token_news import TokenNews
 from tokenyard.gateway.chunks import DONE, BrokenStreamError, StreamWriter
 from tokenyard.gateway.errors import ApiError, from_ours, without_response
-from tokenyard.gateway.live_jobs import LiveJob
+from tokenyard.gateway.live_job import LiveJob
 
 
 class Caller:

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 
 from broker.client import Client, new_batch_id
@@ -20,58 +18,15 @@ from broker.jobs import Priority, Result, Submission, job_id
 from broker.openai_batch import RequestLine
 from broker.store.client import Bounds
 from broker.store.live import LivePosition, read_live
-from broker.token_news import TokenNews
 from broker.trace_context import checked_traceparent
+from tokenyard.gateway.handing_out import HandingOut
+from tokenyard.gateway.live_job import LiveJob
 
 log = logging.getLogger(__name__)
 
 #: A batch takes so many requests, or for so long (seconds).
 _MOST_REQUESTS = 2000
 _LONGEST_S = 300.0
-#: News of a request that nobody fetched; more of them are a gap, and the result has all.
-_MOST_NEWS = 10_000
-#: A request's first pieces (a chat's role, its first token) go ahead of what others have had more of.
-_FIRST_PIECES = 2
-#: So many pieces are handed out before whatever else waits gets its turn: an engine's step brings one for each stream.
-_SLICE = 64
-
-
-@dataclass(slots=True, eq=False)
-class LiveJob:
-    """A request under way: its news while it runs, and its ``result``.
-
-    ``leave`` is to be called when nobody waits for it any more: where it has not ended, it is aborted.
-    """
-
-    job_id: str
-    result: asyncio.Future[Result]
-    leave: Callable[[], None]
-    told: int = 0
-    _news: list[TokenNews] = field(default_factory=list[TokenNews])
-    _waiter: asyncio.Future[None] | None = None
-
-    def tell(self, piece: TokenNews) -> None:
-        """There is news."""
-        self.told += 1
-        if len(self._news) < _MOST_NEWS:
-            self._news.append(piece)
-            self.wake()
-
-    def wake(self) -> None:
-        """Whoever waits in ``news`` is to look around."""
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
-
-    async def news(self) -> list[TokenNews]:
-        """What was told since the last call, all of it; waits for some. None: it has ended, or was woken.
-
-        For one caller at a time.
-        """
-        if not self._news and not self.result.done():
-            self._waiter = asyncio.get_running_loop().create_future()
-            await self._waiter
-        news, self._news = self._news, []
-        return news
 
 
 class _LiveBatch:
@@ -87,6 +42,7 @@ class _LiveBatch:
         self._until = asyncio.get_running_loop().time() + _LONGEST_S
         self._position = LivePosition()
         self._leaving: set[asyncio.Task[None]] = set()
+        self._out = HandingOut(self._end)
 
     @property
     def takes_more(self) -> bool:
@@ -134,22 +90,11 @@ class _LiveBatch:
         while self.jobs or not self.sealed.is_set():
             news = await read_live(self._client.redis, self.store.keys, self.batch_id, self._position, BLOCK_S)
             self._position = news.position
-            await self._hand_out(news.tokens)
-            for result in news.results:
-                self._end(result)
-            if not self.jobs and not self.takes_more:
-                self.sealed.set()
-
-    async def _hand_out(self, news: Sequence[TokenNews]) -> None:
-        """First tokens first, and in slices: who waits for a first token waits for no later one of others."""
-        pieces = [(self.jobs.get(piece.job_id), piece) for piece in news]
-        pieces.sort(key=lambda one: one[0] is None or one[0].told >= _FIRST_PIECES)
-        for start in range(0, len(pieces), _SLICE):
-            if start:
-                await asyncio.sleep(0)
-            for job, piece in pieces[start : start + _SLICE]:
-                if job is not None:
-                    job.tell(piece)
+            await self._out.take(self.jobs, news)
+            if not self.takes_more:
+                await self._out.done()
+                if not self.jobs:
+                    self.sealed.set()
 
     def _end(self, result: Result) -> None:
         job = self.jobs.pop(result.job_id, None)
@@ -160,6 +105,7 @@ class _LiveBatch:
     async def close(self) -> None:
         """End it: what still runs is aborted, nothing of it stays in Redis for long."""
         self.sealed.set()
+        await self._out.close()
         left, self.jobs = self.jobs, {}
         for job in left.values():
             if not job.result.done():
