@@ -4,7 +4,8 @@ Loads that are run one after another tell what a step costs by itself. At work t
 tokenized and answered on cores that the engine may need itself, they come and go all the time, and slow steps count,
 too. So the last part of a measurement keeps every seat taken for a while, first with requests that mostly read and then
 with some that mostly write. Two factors, of the times for prompts and of all others, put the model right, and what a
-step takes longer for reading at all, however little: cores that share a step wait for each other more often in it.
+step takes longer for reading at all, however little: cores that share a step wait for each other more often in it. What
+the others lack is put down to the requests that run.
 """
 
 from __future__ import annotations
@@ -129,19 +130,27 @@ def put_right(fit: Fit, parts: Sequence[Part]) -> Fit:
     spare = max(profile.prefill_a - profile.decode_d, 0.0) / a_step
     least, most = (_LEAST_FACTOR, _LEAST_FACTOR, -spare - _NOTHING), (_MOST_FACTOR, _MOST_FACTOR, _MOST_EXTRA)
     of_prompts, of_others, extra = map(float, lsq_linear(columns, wanted, (least, most)).x)
-    found = _times(profile, of_prompts, of_others, extra * a_step if abs(extra) > _LEAST_EXTRA else 0.0)
+    extra_s = extra * a_step if abs(extra) > _LEAST_EXTRA else 0.0
+    if more := _a_request(profile, of_others, [part.terms for part in parts]):
+        found = replace(_times(profile, of_prompts, 1.0, extra_s), decode_e=profile.decode_e + more)
+    else:
+        found = _times(profile, of_prompts, of_others, extra_s)
     return Fit(found, fit.errors.model_copy(update={"saturated": _error(parts, found)}), overhead)
 
 
 def _columns(part: Part, profile: Profile, a_step: float) -> tuple[float, float, float]:
     """Shares of a part's time: promised for its prompts, for all else, and that of a mean step for each that reads."""
-    reading = Terms(prompt=part.terms.prompt, squares=part.terms.squares).seconds(profile)
+    reading = _prompts(part.terms).seconds(profile)
     steps = part.terms.prefills + part.terms.mixed
     return (
         reading / part.seconds,
         (part.terms.seconds(profile) - reading) / part.seconds,
         steps * a_step / part.seconds,
     )
+
+
+def _prompts(terms: Terms) -> Terms:
+    return Terms(prompt=terms.prompt, squares=terms.squares)
 
 
 def _steps(terms: Terms) -> float:
@@ -165,6 +174,18 @@ def _times(p: Profile, of_prompts: float, of_others: float, extra: float) -> Pro
         decode_e=p.decode_e * of_others,
         decode_f=p.decode_f * of_others,
     )
+
+
+def _a_request(p: Profile, factor: float, served: Sequence[Terms]) -> float:
+    """Seconds a step for each request that runs, that make all but prompts take so much longer where these were served.
+
+    What comes on top of single steps is the work of reading, tokenizing and answering: it grows with the requests that
+    run, so that a smaller batch has less of it.
+    """
+    running = sum(terms.running for terms in served)
+    if factor <= 1 or running <= 0:
+        return 0.0
+    return (factor - 1) * sum(terms.seconds(p) - _prompts(terms).seconds(p) for terms in served) / running
 
 
 def parts_of(stretch: Stretch) -> list[Part]:
