@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+import signal
+import threading
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +21,9 @@ from tokenyard.embedded_server import EmbeddedServer
 # A slow machine is no failure, nor is a test that takes long on it.
 settings.register_profile("tokenyard", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("tokenyard")
+# In the background of a shell we ignore Ctrl-C, and so would the programs that tests start.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN and threading.current_thread() is threading.main_thread():
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _serve(data_dir: Path, binary: Path | None = None) -> Iterator[str]:
