@@ -1,8 +1,8 @@
 """How near an engine that is kept full comes to the linear program, which is what no engine can pass. Pure.
 
 The program shares memory and steps out to the last token. An engine holds its memory in blocks, takes a request in when
-its prompt fits and finds out later that its output does not, computes what it lost to that once more, and pays for the
-steps in which it reads. How much all that takes depends on the mix and on how scarce memory is; so some hundred
+its prompt fits and finds out later that its output does not, computes what it lost to that once more (where the prefix
+cache does not hold it still), and pays for the steps in which it reads. How much all that takes depends on the mix and on how scarce memory is; so some hundred
 requests of the mix are put through the model of continuous batching.
 """
 
