@@ -2,8 +2,8 @@
 
 The program shares memory and steps out to the last token. An engine holds its memory in blocks, takes a request in when
 its prompt fits and finds out later that its output does not, computes what it lost to that once more (where the prefix
-cache does not hold it still), and pays for the steps in which it reads. How much all that takes depends on the mix and on how scarce memory is; so some hundred
-requests of the mix are put through the model of continuous batching.
+cache does not hold it still), and pays for the steps in which it reads. How much all that takes depends on the mix and
+on how scarce memory is; so some hundred requests of the mix are put through the model of continuous batching.
 """
 
 from __future__ import annotations
