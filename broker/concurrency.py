@@ -60,7 +60,7 @@ class Pacer:
 async def cancel_all(tasks: Sequence[asyncio.Task[Any]]) -> None:
     """Cancel tasks and wait until each has ended.
 
-    Cancels again where a task goes on: in Python 3.11 ``wait_for``, which redis-py uses, may swallow a cancellation.
+    Cancels again where a task goes on: in Python 3.11 ``wait_for``, which libraries use, may swallow a cancellation.
     Cancelled itself, it waits on all the same and ends as cancelled after that: nothing is left running.
     """
     interrupted: asyncio.CancelledError | None = None

@@ -11,6 +11,7 @@ from typing import Any
 import redis.exceptions as rex
 from redis.asyncio import Redis
 
+from broker.cancellable import make_cancellable
 from broker.errors import RedisRefusedError, RedisUnavailableError, TokenyardError
 from broker.redis_address import many_servers, tls_options, without_password
 from broker.redis_many import ClusterClient, connect_many
@@ -41,7 +42,7 @@ def connect(url: str) -> RedisClient:
     """
     try:
         many, options = many_servers(url), OPTIONS | tls_options(url)
-        return Redis.from_url(url, **options) if many is None else connect_many(many, options)
+        return make_cancellable(Redis.from_url(url, **options)) if many is None else connect_many(many, options)
     except (TypeError, ValueError) as e:
         raise RedisUnavailableError(f"TOKENYARD_REDIS_URL is not an address: {e}") from None
 

@@ -10,6 +10,7 @@ from redis.asyncio.cluster import ClusterNode, RedisCluster
 from redis.asyncio.connection import parse_url
 from redis.asyncio.sentinel import Sentinel
 
+from broker.cancellable import cancellable, make_cancellable
 from broker.redis_address import ManyServers, Node
 
 
@@ -32,7 +33,7 @@ def connect_many(many: ManyServers, options: Mapping[str, Any]) -> Any:
         return ClusterClient(many.nodes, **found)  # pyright: ignore[reportAbstractUsage]
     tls = {name: value for name, value in found.items() if name.startswith("ssl")}
     sentinel = Sentinel(many.nodes, sentinel_kwargs={**options, **tls, **many.sentinel_options}, **found)
-    return sentinel.master_for(many.service)
+    return make_cancellable(sentinel.master_for(many.service))
 
 
 class ClusterClient(RedisCluster):
@@ -55,6 +56,10 @@ class ClusterClient(RedisCluster):
             reinitialize_steps=0,
             **options,
         )
+        kind = cancellable(self.connection_kwargs["connection_class"])
+        self.connection_kwargs["connection_class"] = kind
+        for node in self.nodes_manager.startup_nodes.values():
+            node.connection_class = kind
 
     async def initialize(self) -> ClusterClient:
         """Find the nodes, where they are not known or one was lost."""

@@ -8,12 +8,15 @@ import signal
 import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import redis.exceptions as rex
 from cluster_fixtures import eventually
+from redis.asyncio.connection import Connection
 
-from broker.connection import address, connect, connected, keep_trying, translate
+from broker.cancellable import cancellable
+from broker.connection import address, connect, connected, is_cluster, keep_trying, translate
 from broker.errors import RedisRefusedError, RedisUnavailableError, TokenyardError
 from tokenyard.embedded_server import EmbeddedServer
 
@@ -232,3 +235,44 @@ class TestKeepTrying:
 
 async def test_nothing_is_sent_before_it_is_used(tmp_path: Path) -> None:
     await connect(f"unix://{tmp_path}/none.sock").aclose()
+
+
+class TestCancelling:
+    async def test_a_cancelled_call_ends_as_cancelled_at_whatever_moment(self, any_redis_url: str) -> None:
+        client = connect(any_redis_url)
+        try:
+            await client.ping()
+            cancelled = 0
+            for steps in range(12):
+                calling = asyncio.ensure_future(client.ping())
+                for _ in range(steps):
+                    await asyncio.sleep(0)
+                asked = calling.cancel()
+                await asyncio.wait([calling])
+                assert calling.cancelled() == asked, f"cancelled after {steps} steps of the event loop"
+                cancelled += asked
+            assert cancelled > 2
+            assert await client.ping()
+        finally:
+            await client.aclose()
+
+    async def test_a_server_that_takes_nothing_is_a_time_out(self) -> None:
+        deaf = await asyncio.start_server(lambda *_: None, "127.0.0.1", 0)
+        port = deaf.sockets[0].getsockname()[1]
+        greeting: dict[str, Any] = {"lib_name": None, "lib_version": None}  # none: connecting sends nothing
+        connection = cancellable(Connection)(port=port, socket_timeout=0.05, **greeting)
+        try:
+            await connection.connect()
+            with pytest.raises(rex.TimeoutError, match="writing"):
+                await connection.send_packed_command([b"x" * 65536] * 1024)
+            assert connection.socket_timeout == 0.05
+            assert not connection.is_connected
+        finally:
+            await connection.disconnect(nowait=True)
+            deaf.close()
+
+    @pytest.mark.parametrize("scheme", ["redis", "rediss", "redis+sentinel", "redis+cluster", "rediss+cluster"])
+    def test_whatever_the_servers(self, scheme: str) -> None:
+        client = connect(f"{scheme}://host:6379" + ("/main" if "sentinel" in scheme else ""))
+        holders = client.nodes_manager.startup_nodes.values() if is_cluster(client) else [client.connection_pool]
+        assert [holder.connection_class.__name__[:11] for holder in holders] == ["Cancellable"]

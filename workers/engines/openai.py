@@ -13,6 +13,7 @@ from typing import Any
 import aiohttp
 import orjson
 
+from broker.concurrency import wait_at_most
 from workers.engines._vllm_metrics import ServerMetrics, read_metrics
 from workers.engines.back_pressure import BUSY, BackPressure
 from workers.engines.base import (
@@ -258,8 +259,7 @@ class OpenAIEngine:
                 await asyncio.sleep(self._options.poll_s)
             else:
                 self._arrival.clear()
-                with suppress(TimeoutError):
-                    await asyncio.wait_for(self._arrival.wait(), self._options.idle_poll_s)
+                await wait_at_most(self._arrival, self._options.idle_poll_s)
             latest = await self._look(session)
             if latest and metrics:
                 self._prompt_tokens += _grown(metrics.prompt_tokens, latest.prompt_tokens)
