@@ -87,7 +87,8 @@ async def test_asked_for(planners: Planners) -> None:
     slow = LookTerms(watch_s=0, resize=ResizeTerms())
     planners.start(slow, every_s=600)
     await end_jobs(planners.cluster)
-    assert (await planners.ask("replan")).startswith("plan 1: ")
+    # The look at the start may have come just before.
+    assert (await planners.ask("replan")).startswith(("plan 1: ", "plan 1 is the best"))
     assert await planners.ask("profile_device", ["--seats", "4"]) == "measured"
     assert planners.measured == [["--seats", "4"]]
     assert await planners.ask("profile_device", ["--seats", "4"], "far") == "measured on far"
