@@ -2,11 +2,14 @@
 
 That is the sum of their rates when each works off a private backlog of the same mix (in its own device queue, no
 scheduler runs), all at once and on the same cores. Each cluster is measured with the same engine processes: the sum,
-the questions under ``throughput``, the sum again, the questions under ``round_robin``. `share_of_sum` is prompt and
-output tokens a second from the submit of the first question to the last result, over the mean of the two sums.
+then, ``--turns`` times, the questions under ``throughput`` and the sum again; at last the questions under
+``round_robin``. `share_of_sum` is the median of the turns: prompt and output tokens a second from the submit of the
+first question to the last result, over the mean of the sums just before and just after.
 
 The workers' profiles, by which the policy places and the simulator predicts, are measured before, side by side, too.
-The simulator gets them and the lengths of the answers, which are taken from the run under ``round_robin``.
+The simulator gets them and the lengths of the answers, which are taken from the run under ``round_robin``. Machines do
+not keep their speed for so long: the simulator is also told how fast the workers were, by what they did of their
+private backlogs, as a live scheduler is by their heartbeats. The error without that is printed beside it.
 """
 
 from __future__ import annotations
@@ -15,12 +18,13 @@ import argparse
 import random
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean
 
-from benchmarks.real.batch import run_batch
+from benchmarks.real.batch import BatchRun, run_batch
 from benchmarks.real.ceiling import Ceiling, measure_ceiling
 from benchmarks.real.figures import Measured, summary_of
 from benchmarks.real.fleets import fleet
-from benchmarks.real.prediction import predict
+from benchmarks.real.prediction import predict, slowdown
 from benchmarks.real.processes import MODEL, RealCluster, real_cluster
 from benchmarks.real.questions import Questions, read_questions
 from benchmarks.report import Report, at_least, note, options_parser, run_benchmark, server_name
@@ -57,21 +61,29 @@ async def _measure(
         backlogs = {spec.name: questions.backlog(f"{turn} {spec.name}", options.backlog, rng) for spec in specs}
         return await measure_ceiling(cluster, backlogs, options.warm_up_s, options.window_s)
 
+    async def batch(policy: str, turn: int) -> BatchRun:
+        note(f"{names}: {len(questions)} questions under {policy}")
+        return await run_batch(cluster, questions.requests(f"{policy} {turn}"), policy)
+
     note(f"{names}: measuring profiles")
-    profiles = await cluster.profile(specs, options.profile_s)
+    [profiles] = await cluster.profile([specs], options.profile_s)
     note(f"{names}: starting the workers")
     await cluster.start_workers(specs, profiles)
     beats = await cluster.heartbeats()
-    first = await ceiling(1)
-    note(f"{names}: {len(questions)} questions under {_POLICY}")
-    ours = await run_batch(cluster, questions.requests(_POLICY), _POLICY)
-    second = await ceiling(2)
-    note(f"{names}: {len(questions)} questions under {_BASELINE}")
-    baseline = await run_batch(cluster, questions.requests(_BASELINE), _BASELINE)
-    # Nothing of the run that is predicted goes into its prediction: the lengths are those of the other run.
+    ceilings, ours = [await ceiling(0)], list[BatchRun]()
+    for turn in range(1, options.turns + 1):
+        ours.append(await batch(_POLICY, turn))
+        ceilings.append(await ceiling(turn))
+    baseline = await batch(_BASELINE, 1)
+    # Nothing of the runs that are predicted goes into their prediction: the lengths are those of the other run.
     lengths = {result.custom_id: (result.prompt_tokens, result.output_tokens) for result in baseline.results}
-    simulated = predict(questions.requests(_POLICY), lengths, beats, _POLICY, options.seed)
-    return Measured(beats, (first, second), ours, baseline, simulated, _POLICY, _BASELINE)
+    requests = questions.requests(_POLICY)
+    backlog = questions.backlog(_POLICY, options.backlog, rng)
+    rates = {name: fmean(found.rates[name] for found in ceilings) for name in beats}
+    slowdowns = {name: slowdown(name, beat, backlog, lengths, rates[name]) for name, beat in beats.items()}
+    simulated = predict(requests, lengths, beats, _POLICY, options.seed, slowdowns)
+    from_profiles = predict(requests, lengths, beats, _POLICY, options.seed)
+    return Measured(beats, ceilings, ours, baseline, simulated, from_profiles, _POLICY, _BASELINE)
 
 
 def _span(text: str) -> tuple[int, int]:
@@ -89,7 +101,8 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--workers", type=int, choices=(2, 3), nargs="+", default=[2, 3], help="clusters to measure")
     parser.add_argument("--profile-s", type=at_least(1.0), default=30.0, help="seconds for the profiles")
     parser.add_argument("--warm-up-s", type=at_least(0.0), default=12.0, help="seconds before rates are measured")
-    parser.add_argument("--window-s", type=at_least(1.0), default=25.0, help="seconds for which they are")
+    parser.add_argument("--window-s", type=at_least(1.0), default=20.0, help="seconds for which they are")
+    parser.add_argument("--turns", type=at_least(1), default=3, help="runs under throughput")
     parser.add_argument("--backlog", type=at_least(1), default=2, help="times all questions in a private backlog")
     return parser.parse_args()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
@@ -49,6 +50,51 @@ async def test_they_can_meet_again(tmp_path: Path) -> None:
         assert order == ["up", "up", "begun", "begun"]
 
 
+async def test_turns_come_one_after_another(tmp_path: Path) -> None:
+    order: list[str] = []
+    first_is_done = asyncio.Event()
+
+    async def one(name: str, turn: int, done: asyncio.Event | None = None) -> None:
+        async with side_by_side(tmp_path, 3, silent, turn=turn) as its_turn, asyncio.timeout(20):
+            await its_turn()
+            order.append(name)
+            if done is not None:
+                await done.wait()
+                order.append(f"{name} is done")
+
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(one("second", 2)) for _ in range(2)]
+        tasks.append(group.create_task(one("first", 1, first_is_done)))
+        done, _ = await asyncio.wait(tasks, timeout=0.3)
+        assert not done
+        assert order == ["first"]
+        first_is_done.set()
+    assert order == ["first", "first is done", "second", "second"]
+
+
+async def test_who_takes_the_place_of_one_that_left_is_not_waited_for(tmp_path: Path) -> None:
+    async with AsyncExitStack() as stack:
+        second = await stack.enter_async_context(side_by_side(tmp_path, 2, silent, turn=2))
+        waiting = asyncio.create_task(second())
+        async with side_by_side(tmp_path, 2, silent) as first:
+            await first()
+        late = await stack.enter_async_context(side_by_side(tmp_path, 2, silent))
+        taking = asyncio.create_task(late())
+        async with asyncio.timeout(20):
+            await asyncio.gather(waiting, taking)
+
+
+async def test_one_that_does_not_leave_is_told(tmp_path: Path) -> None:
+    async with (
+        side_by_side(tmp_path, 2, silent) as first,
+        side_by_side(tmp_path, 2, silent, turn=2, patience_s=0.5) as second,
+    ):
+        waiting = asyncio.create_task(second())
+        await first()
+        with pytest.raises(AloneError, match="engines of lower turns were still up"):
+            await waiting
+
+
 async def test_one_alone_waits_for_nobody(tmp_path: Path) -> None:
     order: list[str] = []
     await meeting(tmp_path / "none", 1, order)
@@ -67,6 +113,12 @@ async def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="set TOKENYARD_STATE_DIR to a folder of yours"):
         async with side_by_side(tmp_path / "file" / "below", 2, silent):
             pass
+
+
+async def test_a_turn_that_nobody_has() -> None:
+    refused = await tokenyard("", "profile", *SIMULATED, "--side-by-side", "2", "--turn", "3")
+    assert refused.code == 2
+    assert "--turn 3: of 2 engines --side-by-side, none has that turn" in refused.err
 
 
 async def test_two_profiles_wait_for_each_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

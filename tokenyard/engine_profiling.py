@@ -29,17 +29,17 @@ async def profile_engine(
     choice: EngineChoice,
     budget_s: float,
     report: Callable[[str], None],
-    until_all_up: Callable[[], Awaitable[None]] | None = None,
+    until_its_turn: Callable[[], Awaitable[None]] | None = None,
 ) -> EngineProfile:
     """Measure the engine that was asked for.
 
     Args:
         budget_s: seconds to spend once the engine is up.
         report: told about long steps.
-        until_all_up: waited for once the engine is up: others are measured beside it.
+        until_its_turn: waited for once the engine is up: others are measured beside it, or before it.
 
     Raises:
-        TokenyardError: it cannot be started, or refuses a request; or what ``until_all_up`` raises.
+        TokenyardError: it cannot be started, or refuses a request; or what ``until_its_turn`` raises.
     """
     if choice.task != "generate":
         raise UsageError(f"--task {choice.task}: only engines that generate text can be measured")
@@ -48,8 +48,8 @@ async def profile_engine(
     try:
         report("starting the engine")
         capacity = await engine.start()
-        if until_all_up is not None:
-            await until_all_up()
+        if until_its_turn is not None:
+            await until_its_turn()
         report(f"measuring {capacity.version} on {capacity.device} for about {budget_s:.0f} s")
         limits = EngineLimits(capacity.kv_tokens, capacity.seats, capacity.context_tokens, capacity.max_batched_tokens)
         measurement = await measure(EngineBench(engine, choice.names[0], steps), limits, budget_s=budget_s)

@@ -1,4 +1,7 @@
-"""Processes of one host that begin at the same moment, each with a lock file that ends with it, however it dies."""
+"""Processes of one host that begin at the same moment, or one turn after the other once all are there.
+
+Each has a lock file that ends with it, however it dies.
+"""
 
 from __future__ import annotations
 
@@ -23,23 +26,26 @@ class AloneError(TokenyardError):
 
 @asynccontextmanager
 async def side_by_side(
-    folder: Path, count: int, report: Callable[[str], None], patience_s: float = _PATIENCE_S
+    folder: Path, count: int, report: Callable[[str], None], *, turn: int = 1, patience_s: float = _PATIENCE_S
 ) -> AsyncGenerator[Callable[[], Awaitable[None]]]:
     """Meet others within the block: what it gives waits until ``count`` processes, this one included, wait for it.
+
+    Then it waits until those of lower turns have left their blocks.
 
     Args:
         folder: of the lock files, the same for all; made if missing.
         count: how many.
         report: told that it waits.
-        patience_s: seconds to wait for the others.
+        turn: which turn this one has; those of one turn begin at the same moment.
+        patience_s: seconds to wait for the others to come, and for those of lower turns to leave.
 
     Raises:
         UsageError: the folder cannot be written.
-        AloneError: the others did not come; raised by what is given.
+        AloneError: the others did not come, or did not leave; raised by what is given.
     """
     held: list[int] = []
     slots = [folder / f"beside-{number}.lock" for number in range(count)]
-    met, name = folder / "beside.met", secrets.token_hex(8)
+    met, mine = folder / "beside.met", f"{secrets.token_hex(8)}:{turn}"
 
     async def meet() -> None:
         if count < 2:
@@ -47,13 +53,19 @@ async def side_by_side(
         report(f"waiting until {count} engines are up")
         try:
             async with asyncio.timeout(patience_s):
-                while not (held or _took_one(slots, name, held)):  # noqa: ASYNC110  other processes
+                while not (held or _took_one(slots, mine, held)):  # noqa: ASYNC110  other processes
                     await asyncio.sleep(_LOOK_S)
-                while not _have_met(slots, met, name):  # noqa: ASYNC110  other processes
+                while (there := _who_met(slots, met, mine)) is None:  # noqa: ASYNC110
                     await asyncio.sleep(_LOOK_S)
         except TimeoutError:
             why = f"fewer than {count} engines were up after {patience_s:.0f} s"
             raise AloneError(f"{why}: start as many `tokenyard profile` at once") from None
+        try:
+            async with asyncio.timeout(patience_s):
+                while _is_earlier_there(slots, there, turn):  # noqa: ASYNC110  other processes
+                    await asyncio.sleep(_LOOK_S)
+        except TimeoutError:
+            raise AloneError(f"engines of lower turns were still up after {patience_s:.0f} s") from None
 
     if count > 1:
         _make(folder)
@@ -75,26 +87,42 @@ def _make(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _took_one(slots: list[Path], name: str, held: list[int]) -> bool:
-    """Take the first slot that nobody has, and put one's name there; not where all are taken, or being looked at."""
+def _took_one(slots: list[Path], mine: str, held: list[int]) -> bool:
+    """Take the first slot that nobody has, put one's name there; not where all are taken, or being looked at."""
     for slot in slots:
         descriptor = _lock(slot, fcntl.LOCK_EX)
         if descriptor is not None:
             held.append(descriptor)
             os.truncate(descriptor, 0)
-            os.pwrite(descriptor, name.encode(), 0)
+            os.pwrite(descriptor, mine.encode(), 0)
             return True
     return False
 
 
-def _have_met(slots: list[Path], met: Path, name: str) -> bool:
-    """Whether all slots are taken, or were: who sees that writes down who was there, as the first may soon be gone."""
+def _who_met(slots: list[Path], met: Path, mine: str) -> list[str] | None:
+    """Who is in which slot, once all are taken, or were; None before.
+
+    Who sees that all are writes down who was there, as the first may soon be gone.
+    """
     if all(_is_taken(slot) for slot in slots):
-        written = met.with_suffix(f".{name}")
-        written.write_text(" ".join(slot.read_text() for slot in slots))
+        there = [slot.read_text() for slot in slots]
+        written = met.with_suffix(f".{mine.partition(':')[0]}")
+        written.write_text(" ".join(there))
         written.replace(met)
-        return True
-    return met.exists() and name in met.read_text().split()
+        return there
+    there = met.read_text().split() if met.exists() else []
+    return there if mine in there else None
+
+
+def _is_earlier_there(slots: list[Path], there: list[str], turn: int) -> bool:
+    """Whether one of a lower turn is still in its slot, and nobody else in its place."""
+    earlier = [(slot, who) for slot, who in zip(slots, there, strict=True) if _turn_of(who) < turn]
+    return any(_is_taken(slot) and slot.read_text() == who for slot, who in earlier)
+
+
+def _turn_of(who: str) -> int:
+    turn = who.partition(":")[2]
+    return int(turn) if turn.isdigit() else 1
 
 
 def _is_taken(slot: Path) -> bool:

@@ -52,7 +52,7 @@ async def cpu_report(options: argparse.Namespace) -> Report:
     begun = time.monotonic()
     async with real_cluster() as cluster:
         server = await server_name(cluster.client.redis)
-        known = [await _profile(cluster, candidate, cores, options.profile_s) for candidate in shown()]
+        known = await _profile(cluster, shown(), cores, options.profile_s)
     profiling_s = time.monotonic() - begun
     shape = read_model("demo")
     estimator = Estimator(shape, known, DEMO_MODEL_NAMES)
@@ -63,16 +63,19 @@ async def cpu_report(options: argparse.Namespace) -> Report:
         note(f"{measured[candidate]:.0f} tokens/s, predicted {prediction:.0f}")
     title = "Prompt and output tokens a second of all engines together; error: predicted over measured, less 1"
     notes = [_words(engine) for engine in known]
-    notes.append("profiling_s: both profiles one after the other, with the start of their engines")
+    notes.append("profiling_s: both profiles one after the other, with the start of their engines, all at once")
     return Report(title, rows_of(predictions, measured), summary_of(predictions, measured, profiling_s), server, notes)
 
 
-async def _profile(cluster: RealCluster, candidate: Candidate, cores: Sequence[int], budget_s: float) -> Measured:
-    note(f"{candidate.layout}, {candidate.dtype}: measuring profiles")
-    specs = candidate.specs(cores)
-    files = await cluster.profile(specs, budget_s)
-    records = [read_profile_file(files[spec.name]).record for spec in specs]
-    return measured_engine([record for record in records if record is not None])
+async def _profile(
+    cluster: RealCluster, measured: Sequence[Candidate], cores: Sequence[int], budget_s: float
+) -> list[Measured]:
+    note(f"measuring profiles: {', then '.join(f'{one.layout}, {one.dtype}' for one in measured)}")
+    found: list[Measured] = []
+    for files in await cluster.profile([candidate.specs(cores) for candidate in measured], budget_s):
+        records = [read_profile_file(file).record for file in files.values()]
+        found.append(measured_engine([record for record in records if record is not None]))
+    return found
 
 
 async def _measure(

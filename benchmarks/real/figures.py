@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from statistics import fmean
+from itertools import pairwise
+from statistics import fmean, median
 
 import numpy as np
 
@@ -24,58 +25,73 @@ class Measured:
 
     Attributes:
         beats: a heartbeat of each worker.
-        ceilings: one before and one after the batch under our policy.
-        ours: the batch under our policy.
+        ceilings: one before the first batch under our policy, and one after each.
+        ours: the batches under our policy.
         baseline: the batch under another.
-        simulated: ours, as predicted.
+        simulated: ours, as predicted from the profiles and what the workers' speed was.
+        from_profiles: likewise from the profiles alone.
         policy: name of ours.
         other: name of the baseline's.
     """
 
     beats: Mapping[str, Heartbeat]
-    ceilings: tuple[Ceiling, Ceiling]
-    ours: BatchRun
+    ceilings: Sequence[Ceiling]
+    ours: Sequence[BatchRun]
     baseline: BatchRun
     simulated: Outcome
+    from_profiles: Outcome
     policy: str
     other: str
 
     @property
     def ceiling(self) -> float:
-        """Sum of the workers' rates, prompt and output tokens a second: the mean of the two."""
+        """Sum of the workers' rates, prompt and output tokens a second: the mean of all."""
         return fmean(ceiling.tokens_per_s for ceiling in self.ceilings)
 
     @property
+    def shares(self) -> list[float]:
+        """Share of the sum of each batch, from the submit of its first question to the last result."""
+        return [run.tokens_per_s / around for run, around in zip(self.ours, self._around(), strict=True)]
+
+    @property
     def share(self) -> float:
-        """Share of the sum, from the submit of the first question to the last result."""
-        return self.ours.tokens_per_s / self.ceiling
+        """The median of these."""
+        return median(self.shares)
 
     @property
     def backlog_share(self) -> float:
-        """Share of the sum, from the first dispatch to the last."""
-        return self.ours.backlog_tokens_per_s / self.ceiling
+        """Share of the sum, from the first dispatch to the last; the median."""
+        pairs = zip(self.ours, self._around(), strict=True)
+        return median(run.backlog_tokens_per_s / around for run, around in pairs)
 
     @property
-    def simulator_error(self) -> float:
-        """Error of the predicted makespan, relative to the measured one."""
-        return self.simulated.makespan / self.ours.seconds - 1
+    def seconds(self) -> float:
+        """Of a batch under our policy; the mean, as the workers' speed is that of the whole time."""
+        return fmean(run.seconds for run in self.ours)
 
     @property
     def gain(self) -> float:
         """Gain over the baseline."""
-        return self.ours.tokens_per_s / self.baseline.tokens_per_s - 1
+        return median(run.tokens_per_s for run in self.ours) / self.baseline.tokens_per_s - 1
+
+    def error(self, predicted: Outcome) -> float:
+        """Error of a predicted makespan, relative to the measured one."""
+        return predicted.makespan / self.seconds - 1
+
+    def _around(self) -> list[float]:
+        """The sum just before and just after each batch, their mean: the machine is never as fast as it was."""
+        return [fmean(ceiling.tokens_per_s for ceiling in pair) for pair in pairwise(self.ceilings)]
 
     def rows(self) -> list[Row]:
-        """A line for each run, in their order; the simulated one last."""
-        first, second = self.ceilings
-        lengths, simulated = self.baseline, self.simulated.makespan
-        return [
-            self._of_ceiling(first),
-            self._row(self.policy, self.ours.seconds, self.ours.tokens, self.ours.output_tokens, self.ours.cpu),
-            self._of_ceiling(second),
-            self._row(self.other, lengths.seconds, lengths.tokens, lengths.output_tokens, lengths.cpu),
-            self._row("simulated", simulated, lengths.tokens, lengths.output_tokens, None),
-        ]
+        """A line for each run, in their order; the simulated ones last."""
+        lengths = self.baseline
+        rows = [self._of_ceiling(self.ceilings[0])]
+        for run, after in zip(self.ours, self.ceilings[1:], strict=True):
+            rows += [self._of_run(self.policy, run), self._of_ceiling(after)]
+        rows.append(self._of_run(self.other, self.baseline))
+        for name, simulated in (("simulated", self.simulated), ("by profiles", self.from_profiles)):
+            rows.append(self._row(name, simulated.makespan, lengths.tokens, lengths.output_tokens, None))
+        return rows
 
     def notes(self) -> list[str]:
         """A line for each worker, and one on the shares."""
@@ -85,6 +101,9 @@ class Measured:
     def _of_ceiling(self, ceiling: Ceiling) -> Row:
         tokens, output = ceiling.tokens_per_s * ceiling.seconds, ceiling.output_tokens_per_s * ceiling.seconds
         return self._row("their sum", ceiling.seconds, tokens, output, ceiling.cpu)
+
+    def _of_run(self, policy: str, run: BatchRun) -> Row:
+        return self._row(policy, run.seconds, run.tokens, run.output_tokens, run.cpu)
 
     def _row(self, run: str, seconds: float, tokens: float, output: float, cpu: CpuUse | None) -> Row:
         row: dict[str, Value] = {
@@ -100,22 +119,24 @@ class Measured:
 
     def _of_worker(self, place: int, name: str) -> str:
         beat = self.beats[name]
-        rates = " and ".join(f"{ceiling.rates[name]:.0f}" for ceiling in self.ceilings)
+        rates = ", ".join(f"{ceiling.rates[name]:.0f}" for ceiling in self.ceilings)
+        ours = self.ours[-1]
         simulated = int(np.count_nonzero(self.simulated.device == place))
-        idle, others_idle = (run.idle_at_end().get(name, run.seconds) for run in (self.ours, self.baseline))
+        idle, others_idle = (run.idle_at_end().get(name, run.seconds) for run in (ours, self.baseline))
         return (
             f"{len(self.beats)} workers: {name} ({beat.seats} seats, {beat.kv_tokens_total} KV tokens): {rates} "
-            f"tokens/s from a private backlog; {self.ours.jobs_of(name)} questions ({simulated} simulated, "
+            f"tokens/s from a private backlog; {ours.jobs_of(name)} questions ({simulated} simulated, "
             f"{self.baseline.jobs_of(name)} {self.other}); idle at the end {idle:.1f} s ({others_idle:.1f} s)"
         )
 
     def _on_shares(self) -> str:
-        ours, counts = self.ours, self.ours.counts
+        shares = ", ".join(f"{share:.4f}" for share in self.shares)
+        copies = sum(run.counts.copies for run in self.ours)
+        wasted = sum(run.counts.wasted_prompt_tokens + run.counts.wasted_output_tokens for run in self.ours)
         return (
-            f"{len(self.beats)} workers: share of the sum {self.share:.4f} from submit to last result "
-            f"({ours.seconds:.1f} s), {self.backlog_share:.4f} from the first dispatch to the last "
-            f"({ours.backlog_s:.1f} s); {counts.copies} second runs, "
-            f"{counts.wasted_prompt_tokens + counts.wasted_output_tokens} tokens wasted by them"
+            f"{len(self.beats)} workers: shares of the sum just before and after {shares} from submit to last result, "
+            f"in the median {self.backlog_share:.4f} from the first dispatch to the last; {copies} second runs, "
+            f"{wasted} tokens wasted by them"
         )
 
 
@@ -125,12 +146,13 @@ def summary_of(measured: Mapping[int, Measured]) -> dict[str, Value]:
     summary: dict[str, Value] = {
         "share_of_sum": min(cluster.share for cluster in found),
         "share_of_sum_with_backlog": min(cluster.backlog_share for cluster in found),
-        "simulator_makespan_error": max(abs(cluster.simulator_error) for cluster in found),
+        "simulator_makespan_error": max(abs(cluster.error(cluster.simulated)) for cluster in found),
         "gain_over_round_robin": min(cluster.gain for cluster in found),
     }
     for count, cluster in measured.items():
         summary[f"share_of_sum_{count}"] = cluster.share
         summary[f"share_of_sum_with_backlog_{count}"] = cluster.backlog_share
-        summary[f"simulator_makespan_error_{count}"] = cluster.simulator_error
+        summary[f"simulator_makespan_error_{count}"] = cluster.error(cluster.simulated)
+        summary[f"simulator_makespan_error_by_profiles_{count}"] = cluster.error(cluster.from_profiles)
         summary[f"gain_over_round_robin_{count}"] = cluster.gain
     return summary

@@ -30,33 +30,37 @@ class RealCluster(ProcessGroup):
         super().__init__(server, client, POOL)
         self._folder = folder
 
-    async def profile(self, specs: Sequence[WorkerSpec], budget_s: float) -> dict[str, Path]:
-        """Measure the engines of some workers, all at the same time: each as it is beside the others.
+    async def profile(self, turns: Sequence[Sequence[WorkerSpec]], budget_s: float) -> list[dict[str, Path]]:
+        """Measure engines. All are started at once; those of a turn are measured side by side, one turn after another.
 
         Args:
-            budget_s: seconds to measure for, once an engine is up.
+            turns: the workers whose engines are measured in each.
+            budget_s: seconds for each turn.
 
         Returns:
-            The file of each one's profile.
+            For each turn the file of each one's profile.
 
         Raises:
             BenchmarkError: one cannot be measured.
         """
-        files = {spec.name: self._folder / f"{spec.name}.json" for spec in specs}
+        files = [{spec.name: self._folder / f"{turn}-{spec.name}.json" for spec in of} for turn, of in enumerate(turns)]
+        engines = str(sum(len(specs) for specs in turns))
         children: list[Process] = []
+        patience_s = _START_TIMEOUT_S + budget_s * len(turns)
         try:
-            for spec in specs:
-                words = ["profile", "--budget-s", str(budget_s), "--output", str(files[spec.name])]
-                words += ["--side-by-side", str(len(specs))]
-                child = self._process(f"profile-{spec.name}", [*words, *_MODEL_WORDS, *spec.options], "")
-                await child.start()
-                children.append(child)
-            async with asyncio.timeout(_START_TIMEOUT_S + budget_s):
+            for turn, specs in enumerate(turns):
+                for spec in specs:
+                    words = ["profile", "--budget-s", str(budget_s), "--output", str(files[turn][spec.name])]
+                    words += ["--side-by-side", engines, "--turn", str(turn + 1)]
+                    child = self._process(f"profile-{turn}-{spec.name}", [*words, *_MODEL_WORDS, *spec.options], "")
+                    await child.start()
+                    children.append(child)
+            async with asyncio.timeout(patience_s):
                 for child, status in zip(children, await asyncio.gather(*(c.wait() for c in children)), strict=True):
                     if status != 0:
                         raise BenchmarkError(f"{child.name} failed: {child.how_it_ended()}")
         except TimeoutError:
-            raise BenchmarkError(f"the engines were not measured within {_START_TIMEOUT_S + budget_s:.0f} s") from None
+            raise BenchmarkError(f"the engines were not measured within {patience_s:.0f} s") from None
         finally:
             await asyncio.gather(*(child.stop() for child in children))
         return files

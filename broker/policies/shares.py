@@ -29,7 +29,7 @@ _MIX_MOVED = 0.1
 #: And where the end can be seen, when this share of what waited has gone.
 _GONE = 0.7
 #: Where the end is in sight, jobs go first whose steps are more than this share of those that their device has left.
-_URGENT = 0.9
+_URGENT = 0.5
 #: A device out of jobs of its own takes others' where it would be done within this share of the time that all need.
 _SPARE = 0.9
 #: A job that costs no more than this, in seconds of the cluster, costs nothing.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import typer
 
@@ -17,6 +17,13 @@ from tokenyard.cli.runtime import PoolName, RedisUrl, err, log_to_stderr, out, r
 from tokenyard.engine_choice import EngineChoice
 from tokenyard.side_by_side import side_by_side
 from tokenyard.views.profile import profile_view
+
+
+class _Place(NamedTuple):
+    """Among the engines that are measured on a host: how many there are, and whose turn it is."""
+
+    engines: int
+    turn: int
 
 
 def add_to(app: typer.Typer) -> None:
@@ -38,6 +45,12 @@ def profile_command(
             help="Engines measured on this host at once, this one included: wait until all are up.",
         ),
     ] = 1,
+    turn: Annotated[
+        int,
+        typer.Option(
+            min=1, max=256, help="Of those side by side, wait until the ones with a lower turn are measured and gone."
+        ),
+    ] = 1,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write the profile here, as JSON.")
     ] = None,
@@ -52,12 +65,19 @@ def profile_command(
     """
     settings = settings_of(redis_url=redis_url, pool=pool)
     log_to_stderr(settings)
-    run(_profile(choice, budget_s, engines, output, json, settings), settings)
+    run(_profile(choice, budget_s, _Place(engines, turn), output, json, settings), settings)
 
 
 async def _profile(
-    choice: EngineChoice, budget_s: float, engines: int, output: Path | None, as_json: bool, settings: Settings
+    choice: EngineChoice,
+    budget_s: float,
+    place: _Place,
+    output: Path | None,
+    as_json: bool,
+    settings: Settings,
 ) -> None:
+    if place.turn > place.engines:
+        raise UsageError(f"--turn {place.turn}: of {place.engines} engines --side-by-side, none has that turn")
     from tokenyard.engine_profiling import profile_engine  # brings scipy, which no other command waits for
 
     async with AsyncExitStack() as stack:
@@ -70,8 +90,9 @@ async def _profile(
         def report(text: str) -> None:
             err.print(text, markup=False, highlight=False)
 
-        until_all_up = await stack.enter_async_context(side_by_side(settings.state_dir / "profiling", engines, report))
-        found = await profile_engine(choice, budget_s, report, until_all_up)
+        beside = side_by_side(settings.state_dir / "profiling", place.engines, report, turn=place.turn)
+        until_its_turn = await stack.enter_async_context(beside)
+        found = await profile_engine(choice, budget_s, report, until_its_turn)
         if output is not None:
             _write(output, found.record.to_json(indent=2) + "\n")
         if as_json:
