@@ -23,8 +23,9 @@ _LEAST_S = 1.0
 #: A device gets copies only while it has fewer jobs than this, or than this share of its seats: it is all but idle.
 _COPIES = 2
 _COPIES_SHARE = 0.01
-#: A job that outlasts its prediction is taken to need this share of it again.
-_OVERTIME = 0.25
+#: A job that outlasts its prediction is taken to need this share of what it has done again: lengths that nobody could
+#: predict have long tails, and the longer a job has run, the longer it still will.
+_OVERTIME = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +61,11 @@ def end_game(cluster: Cluster, copied: Container[str], round_trip_s: float) -> E
     decided = EndGame()
     for device in devices:
         _recall(device, open_offers, decided)
-    runs = [(_seconds_left(device, job), device, job) for device in devices for job in device.in_flight.values()]
+    runs = [
+        (_steps_left(device, job) * device.seconds_a_step, device, job)
+        for device in devices
+        for job in device.in_flight.values()
+    ]
     ends = _ends(runs)
     for left, device, job in sorted(runs, key=lambda run: -run[0]):
         if left < _LEAST_S:
@@ -107,18 +112,19 @@ def _copy(
 ) -> None:
     """Copy a job to where it ends soonest, unless what is there would end later for it than the job itself now does."""
     best: tuple[float, Offer] | None = None
+    output_tokens = _output_tokens(device, job)
     for offer in offers:
-        tokens = job.prompt_tokens + job.output_tokens
+        tokens = job.prompt_tokens + output_tokens
         if offer.device == device.name or not _has_room(offer) or not (offer.kind and offer.kind.can_hold(tokens)):
             continue
-        if ends.get(offer.device, 0.0) + own_seconds(offer, job.prompt_tokens, job.output_tokens) > left:
+        if ends.get(offer.device, 0.0) + own_seconds(offer, job.prompt_tokens, output_tokens) > left:
             continue
-        seconds = predicted_seconds(offer, job.prompt_tokens, job.output_tokens)
+        seconds = predicted_seconds(offer, job.prompt_tokens, output_tokens)
         if seconds < _WORTHWHILE * left and (best is None or seconds < best[0]):
             best = seconds, offer
     if best is not None:
         seconds, offer = best
-        own = own_seconds(offer, job.prompt_tokens, job.output_tokens)
+        own = own_seconds(offer, job.prompt_tokens, output_tokens)
         ends[offer.device] = max(ends.get(offer.device, 0.0) + own, seconds)
         offer.slots_left -= 1
         offer.outstanding += 1
@@ -126,8 +132,18 @@ def _copy(
         decided.copies.append(JobCopy(job, device.name, offer.device, seconds))
 
 
-def _seconds_left(device: Device, job: InFlight) -> float:
-    """Seconds that a job in flight still takes where it is, at the device's pace of late."""
-    done = max(device.calendar.step - job.step, 0.0)
-    steps = max(job.output_tokens - done, _OVERTIME * job.output_tokens if done > job.output_tokens else 0.0, 0.0)
-    return steps * device.seconds_a_step
+def _steps_left(device: Device, job: InFlight) -> float:
+    """Steps that a job in flight still takes where it is."""
+    done = _steps_done(device, job)
+    if done <= job.output_tokens:
+        return job.output_tokens - done
+    return min(_OVERTIME * done, max(job.max_tokens - done, 1.0) if job.max_tokens else float("inf"))
+
+
+def _steps_done(device: Device, job: InFlight) -> float:
+    return max(device.calendar.step - job.step, 0.0)
+
+
+def _output_tokens(device: Device, job: InFlight) -> int:
+    """Tokens that a job will have generated, by what is known now."""
+    return max(job.output_tokens, round(_steps_done(device, job) + _steps_left(device, job)))

@@ -30,6 +30,10 @@ from broker.throughput import DeviceKind, Work, work_of
 __all__ = ["DeviceKind", "FluidPlan", "LengthClass", "Prices", "cost_at", "solve"]
 
 Array = NDArray[np.float64]
+#: Where ``Work`` has the tokens of context held.
+_CONTEXT = 3
+#: Where so many jobs of a class fit into a kind's memory, what is left beside them is small.
+_MANY = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +116,8 @@ def solve(
     kinds: Sequence[DeviceKind],
     allowed: NDArray[np.bool_] | None = None,
     least_steps: Array | None = None,
+    *,
+    in_one_piece: bool = False,
 ) -> FluidPlan:
     """Solve the program with HiGHS.
 
@@ -120,6 +126,8 @@ def solve(
         kinds: the devices.
         allowed: (classes, kinds) pairs that may be used, among those where the kind can hold the class.
         least_steps: steps that the devices of each kind make at least, all together; shape (kinds,).
+        in_one_piece: a job that is large beside a kind's memory takes up what no second one fits into, too. That is
+            what to expect of devices with little memory, and no bound: smaller jobs may fill the gap.
     """
     fits = np.array([[kind.can_hold(c.longest) for kind in kinds] for c in classes], dtype=bool).reshape(
         len(classes), len(kinds)
@@ -131,7 +139,8 @@ def solve(
     cs, ks = np.nonzero(fits)
     if not len(cs):
         return FluidPlan(0.0, np.zeros(fits.shape), np.zeros(len(kinds)), (Prices(0, 0, 0, 0),) * len(kinds), unplaced)
-    return _Program(classes, kinds, cs, ks, np.flatnonzero(placeable)).solve(unplaced, least_steps)
+    program = _Program(classes, kinds, cs, ks, np.flatnonzero(placeable), in_one_piece=in_one_piece)
+    return program.solve(unplaced, least_steps)
 
 
 class _Program:
@@ -144,6 +153,8 @@ class _Program:
         cs: NDArray[np.intp],
         ks: NDArray[np.intp],
         rows: NDArray[np.intp],
+        *,
+        in_one_piece: bool,
     ) -> None:
         self._shape = (len(classes), len(kinds))
         self._cs, self._ks, self._rows = cs, ks, rows
@@ -163,9 +174,16 @@ class _Program:
         )
         self._count = np.array([k.count for k in kinds], float)
         backlog = np.array([k.backlog for k in kinds], dtype=float) / self._scale
+        self._gaps = self._gaps_beside() if in_one_piece else np.ones(len(cs))
         own_backlog = (backlog[:, :4] * self._rates).sum(axis=1) * self._slow
         used = backlog[:, [3, 2, 4]] / self._room
         self._backlog = np.concatenate([own_backlog, used.T.reshape(-1)])
+
+    def _gaps_beside(self) -> Array:
+        """For each pair: memory over what as many jobs hold as fit, where these are few."""
+        share = self._room[self._ks, 0] / (self._work[:, 0] + self._work[:, 2] + 1)
+        together = np.maximum(np.floor(share), 1)
+        return np.where(together < _MANY, np.maximum(share / together, 1), 1)
 
     def solve(self, unplaced: tuple[int, ...], least_steps: Array | None = None) -> FluidPlan:
         pairs, n = len(self._cs), self._shape[1]
@@ -177,11 +195,12 @@ class _Program:
         cols = [pair, pairs + kinds, np.full(n, columns - 1)]
         values = [own, self._d, -self._count]
         # context steps, steps and tokens against memory, seats and budget, each in units of one step's room
-        for i, feature in enumerate((3, 2, 4)):
+        for i, feature in enumerate((_CONTEXT, 2, 4)):
             room = self._room[:, i]
             rows += [n * (i + 1) + self._ks, n * (i + 1) + kinds]
             cols += [pair, pairs + kinds]
-            values += [self._work[:, feature] / room[self._ks], -np.ones(n)]
+            used = self._work[:, feature] / room[self._ks]
+            values += [used * self._gaps if feature == _CONTEXT else used, -np.ones(n)]
         at = np.full(self._shape[0], -1)
         at[self._rows] = np.arange(len(self._rows))
         rows.append(4 * n + at[self._cs])

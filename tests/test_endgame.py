@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from placing import PROFILE, beat, busy, device, job, placements, placer_of, slower
 
-from broker.cluster import Cluster, Device
+from broker.cluster import Cluster, Device, InFlight
 from broker.endgame import EndGame, end_game
 from broker.throughput import Profile
 
@@ -85,6 +85,21 @@ class TestCopies:
         slow = busy(device("slow", slower(PROFILE, 50)), [(100, 500)])
         slow.calendar.advance(600.0)
         assert copies(end(slow, device("idle", PROFILE))) == [("busy.slow0", "slow", "idle")]
+
+    def test_the_longer_it_has_outlasted_it_the_longer_it_will(self) -> None:
+        slow = busy(device("slow", slower(PROFILE, 5)), [(100, 10)])
+        slow.calendar.advance(11.0)
+        assert end(slow, device("idle", PROFILE)) == NOTHING
+        slow.calendar.advance(600.0)
+        decided = end(slow, device("idle", PROFILE))
+        assert copies(decided) == [("busy.slow0", "slow", "idle")]
+        assert decided.copies[0].predicted_s > PROFILE.alone_seconds(100, 600)  # from its start to where it is, and on
+
+    def test_but_no_longer_than_it_may(self) -> None:
+        slow = device("slow", slower(PROFILE, 5))
+        slow.bind(InFlight("busy.slow0", 100, 10, step=slow.calendar.step, max_tokens=602))
+        slow.calendar.advance(600.0)
+        assert end(slow, device("idle", PROFILE)) == NOTHING
 
     def test_not_to_a_device_that_is_busy_itself(self) -> None:
         slow = busy(device("slow", slower(PROFILE, 20)), [(100, 500)])

@@ -146,6 +146,24 @@ def test_twice_the_jobs_take_twice_the_time(mix: list[LengthClass], fleet: list[
     assert scaled.jobs.sum() == pytest.approx(plan.jobs.sum() * factor)
 
 
+class TestInOnePiece:
+    def test_a_job_that_fills_more_than_half_of_the_memory_takes_all_of_it(self) -> None:
+        kind = DeviceKind(Profile(0.0, 0.0, 0.0, 1.0, 0.0, 0.0, kv_tokens=1000, seats=8))
+        mix = [LengthClass.of(590, 11)]
+        assert solve(mix, [kind]).seconds == pytest.approx(10 * 594.5 / 1000)
+        assert solve(mix, [kind], in_one_piece=True).seconds == pytest.approx(10, rel=0.02)
+
+    @settings(max_examples=60)
+    @given(classes, fleets)
+    def test_never_less_than_what_no_plan_is_faster_than(self, mix: list[LengthClass], fleet: list[DeviceKind]) -> None:
+        assert solve(mix, fleet, in_one_piece=True).seconds >= solve(mix, fleet).seconds * (1 - 1e-6)
+
+    def test_small_jobs_fill_it_as_ever(self) -> None:
+        kind = DeviceKind(Profile(0.01, 1e-4, 0.0, 0.02, 1e-4, 1e-7, kv_tokens=1000, seats=64))
+        mix = [LengthClass.of(50, 40), LengthClass.of(150, 30)]
+        assert solve(mix, [kind], in_one_piece=True).seconds == pytest.approx(solve(mix, [kind]).seconds)
+
+
 class TestPrices:
     @few
     @given(mix=classes, fleet=fleets)

@@ -140,9 +140,9 @@ class TestShares:
         plans: list[float] = []
         yard = Yard(*(device(f"d{i}", READER if i % 2 else WRITER) for i in range(8)))
 
-        def counted(classes: Sequence[LengthClass], kinds: Sequence[DeviceKind]) -> FluidPlan:
+        def counted(classes: Sequence[LengthClass], kinds: Sequence[DeviceKind], *, in_one_piece: bool) -> FluidPlan:
             plans.append(yard.now)
-            return solve(classes, kinds)
+            return solve(classes, kinds, in_one_piece=in_one_piece)
 
         monkeypatch.setattr(shares, "solve", counted)
         yard.placer.whole = False

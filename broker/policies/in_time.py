@@ -51,7 +51,7 @@ def plan_in_time(classes: Sequence[LengthClass], fleet: Sequence[DeviceKind]) ->
 def _without_held_up(classes: Sequence[LengthClass], fleet: Sequence[DeviceKind]) -> tuple[list[DeviceKind], FluidPlan]:
     """The fleet, and its plain plan, in which kinds that will be done last, whatever the others do, hold up nobody."""
     fleet = list(fleet)
-    plan = solve(classes, fleet)
+    plan = solve(classes, fleet, in_one_piece=True)
     for _ in fleet:
         held_up = [
             k for k, kind in enumerate(fleet) if busy_until(kind) >= plan.seconds * 0.999 and not plan.jobs[:, k].any()
@@ -60,7 +60,7 @@ def _without_held_up(classes: Sequence[LengthClass], fleet: Sequence[DeviceKind]
             break
         for k in held_up:
             fleet[k] = replace(fleet[k], backlog=NO_WORK, backlog_steps=0.0, context_tokens=0)
-        plan = solve(classes, fleet)
+        plan = solve(classes, fleet, in_one_piece=True)
     return fleet, plan
 
 
@@ -107,7 +107,7 @@ class _Search:
         return self._known[key]
 
     def _solve(self, late: NDArray[np.bool_]) -> FluidPlan:
-        plan = solve(self.classes, self.fleet, ~late)
+        plan = solve(self.classes, self.fleet, ~late, in_one_piece=True)
         needed = np.zeros(len(self.fleet))
         for _ in range(_TRIES):
             used = plan.jobs > 1e-6
@@ -120,5 +120,5 @@ class _Search:
             if (plan.steps >= longest * 0.999).all():
                 break
             needed = np.maximum(needed, longest)  # never less: else two kinds may pass a job to and fro for ever
-            plan = solve(self.classes, self.fleet, ~late, needed)
+            plan = solve(self.classes, self.fleet, ~late, needed, in_one_piece=True)
         return plan

@@ -222,7 +222,7 @@ class Shares:
         groups = device_groups(classes, turn.offers) if turn.whole else []
         kinds = list(self._fleet)
         fleet = [group.kind for group in groups] or [replace(kind, count=self._fleet[kind]) for kind in kinds]
-        plan, late = plan_in_time(classes, fleet) if turn.whole else (solve(classes, fleet), None)
+        plan, late = plan_in_time(classes, fleet) if turn.whole else (solve(classes, fleet, in_one_piece=True), None)
         self.seconds, self._solved_at, self._taken = plan.seconds, turn.now, 0
         self._largest = max((kind.most_tokens for kind in kinds), default=0)
         self._work = {key: c.work for key, c in zip(keys, classes, strict=True)}
