@@ -75,11 +75,11 @@ async def test_turns_come_one_after_another(tmp_path: Path) -> None:
 async def test_who_takes_the_place_of_one_that_left_is_not_waited_for(tmp_path: Path) -> None:
     async with AsyncExitStack() as stack:
         second = await stack.enter_async_context(side_by_side(tmp_path, 2, silent, turn=2))
-        waiting = asyncio.create_task(second())
+        waiting = asyncio.ensure_future(second())
         async with side_by_side(tmp_path, 2, silent) as first:
             await first()
         late = await stack.enter_async_context(side_by_side(tmp_path, 2, silent))
-        taking = asyncio.create_task(late())
+        taking = asyncio.ensure_future(late())
         async with asyncio.timeout(20):
             await asyncio.gather(waiting, taking)
 
@@ -89,7 +89,7 @@ async def test_one_that_does_not_leave_is_told(tmp_path: Path) -> None:
         side_by_side(tmp_path, 2, silent) as first,
         side_by_side(tmp_path, 2, silent, turn=2, patience_s=0.5) as second,
     ):
-        waiting = asyncio.create_task(second())
+        waiting = asyncio.ensure_future(second())
         await first()
         with pytest.raises(AloneError, match="engines of lower turns were still up"):
             await waiting
