@@ -33,6 +33,8 @@ def connect_many(many: ManyServers, options: Mapping[str, Any]) -> Any:
         return ClusterClient(many.nodes, **found)  # pyright: ignore[reportAbstractUsage]
     tls = {name: value for name, value in found.items() if name.startswith("ssl")}
     sentinel = Sentinel(many.nodes, sentinel_kwargs={**options, **tls, **many.sentinel_options}, **found)
+    for one in sentinel.sentinels:
+        make_cancellable(one)
     return make_cancellable(sentinel.master_for(many.service))
 
 
