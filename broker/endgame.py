@@ -2,27 +2,31 @@
 
 Two remedies. Jobs that have not started are *recalled* from a device where they would end later than elsewhere: they
 wait again, and are placed anew. A job that runs, but has longer to go than it would take from its very start on another
-device, is *copied* there: the first result wins, the other run is aborted. Both only help where the device that gets
-the job would else be idle.
+device, is *copied* there: the first result wins, the other run is aborted. A job is recalled for a device that is all
+but idle, and copied to one that has room for it and will be done before the job would be where it is.
 """
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from heapq import nlargest, nsmallest
 
 from broker.admission import offer_of
 from broker.cluster import Cluster, Device, InFlight
-from broker.policies.base import Offer
+from broker.jobs import WaitingJob
+from broker.policies.base import Candidate, Offer
 from broker.policies.outlook import own_seconds, predicted_seconds
 
 #: A job is moved or copied only where it would end within this share of the time that it still has to go.
 _WORTHWHILE = 0.7
 #: Less than this is left alone (seconds): a move takes a round trip, and predictions are not that good.
 _LEAST_S = 1.0
-#: A device gets copies only while it has fewer jobs than this, or than this share of its seats: it is all but idle.
-_COPIES = 2
-_COPIES_SHARE = 0.01
+#: A device is all but idle while it has fewer jobs than this, or than this share of its seats.
+_FEW, _FEW_SHARE = 2, 0.01
+#: Looked at in one go: the jobs that have longest to go, the devices that are done first and those that are fastest.
+_MOST_RUNS, _MOST_OFFERS = 64, 16
+_SOME_STEPS = 100
 #: A job that outlasts its prediction is taken to need this share of what it has done again: lengths that nobody could
 #: predict have long tails, and the longer a job has run, the longer it still will.
 _OVERTIME = 0.5
@@ -55,28 +59,28 @@ def end_game(cluster: Cluster, copied: Container[str], round_trip_s: float) -> E
         round_trip_s: time a device queue must hide, as for ``offer_of``.
     """
     devices = [device for device in cluster.ready() if device.kind is not None]
-    open_offers = [offer for offer in (offer_of(device, round_trip_s) for device in devices) if _has_room(offer)]
-    if not open_offers or len(devices) < 2:
+    offers = [offer for device in devices if (offer := offer_of(device, round_trip_s)).slots_left > 0]
+    if not offers or len(devices) < 2:
         return EndGame()
     decided = EndGame()
+    idle = [offer for offer in offers if offer.outstanding < max(_FEW, _FEW_SHARE * offer.seats)]
     for device in devices:
-        _recall(device, open_offers, decided)
+        _recall(device, idle, decided)
+    if decided.recalls:  # these go first: what room they leave is for copies
+        return decided
     runs = [
         (_steps_left(device, job) * device.seconds_a_step, device, job)
         for device in devices
         for job in device.in_flight.values()
     ]
     ends = _ends(runs)
-    for left, device, job in sorted(runs, key=lambda run: -run[0]):
+    worth_a_look = _worth_a_look(offers, ends)
+    for left, device, job in nlargest(_MOST_RUNS, runs, key=lambda run: run[0]):
         if left < _LEAST_S:
             break
-        if job.job_id not in copied and job.job_id not in decided.recalls.get(device.name, ()):
-            _copy(device, job, left, open_offers, ends, decided)
+        if job.job_id not in copied:
+            _copy(device, job, left, worth_a_look, ends, decided)
     return decided
-
-
-def _has_room(offer: Offer) -> bool:
-    return offer.slots_left > 0 and offer.outstanding < max(_COPIES, _COPIES_SHARE * offer.seats)
 
 
 def _recall(device: Device, offers: Sequence[Offer], decided: EndGame) -> None:
@@ -107,15 +111,25 @@ def _ends(runs: Iterable[tuple[float, Device, InFlight]]) -> dict[str, float]:
     return ends
 
 
+def _worth_a_look(offers: Sequence[Offer], ends: Mapping[str, float]) -> list[Offer]:
+    """The devices that are done first, and those that are fastest."""
+    first = nsmallest(_MOST_OFFERS, offers, key=lambda o: ends.get(o.device, 0.0))
+    fastest = nsmallest(_MOST_OFFERS, offers, key=lambda o: predicted_seconds(o, 1, _SOME_STEPS))
+    return list({offer.device: offer for offer in (*first, *fastest)}.values())
+
+
 def _copy(
     device: Device, job: InFlight, left: float, offers: Sequence[Offer], ends: dict[str, float], decided: EndGame
 ) -> None:
     """Copy a job to where it ends soonest, unless what is there would end later for it than the job itself now does."""
     best: tuple[float, Offer] | None = None
     output_tokens = _output_tokens(device, job)
+    candidate = Candidate(_waiting(job), job.prompt_tokens, output_tokens)
+    tokens = job.prompt_tokens + output_tokens
     for offer in offers:
-        tokens = job.prompt_tokens + output_tokens
-        if offer.device == device.name or not _has_room(offer) or not (offer.kind and offer.kind.can_hold(tokens)):
+        if offer.device == device.name or not (offer.kind and offer.kind.can_hold(tokens)):
+            continue
+        if offer.outstanding >= offer.seats or not offer.fits(candidate):
             continue
         if ends.get(offer.device, 0.0) + own_seconds(offer, job.prompt_tokens, output_tokens) > left:
             continue
@@ -126,10 +140,13 @@ def _copy(
         seconds, offer = best
         own = own_seconds(offer, job.prompt_tokens, output_tokens)
         ends[offer.device] = max(ends.get(offer.device, 0.0) + own, seconds)
-        offer.slots_left -= 1
-        offer.outstanding += 1
-        offer.outstanding_tokens += job.tokens
+        offer.put(candidate)
         decided.copies.append(JobCopy(job, device.name, offer.device, seconds))
+
+
+def _waiting(job: InFlight) -> WaitingJob:
+    """The job as if it waited."""
+    return WaitingJob(job.job_id, "", "", "", "", job.body_bytes, job.max_tokens, job.prefix)
 
 
 def _steps_left(device: Device, job: InFlight) -> float:
