@@ -10,6 +10,7 @@ from typing import Any
 
 import redis.exceptions as rex
 from redis.asyncio import Redis
+from redis.asyncio.client import Pipeline as RedisPipeline
 
 from broker.cancellable import make_cancellable
 from broker.errors import RedisRefusedError, RedisUnavailableError, TokenyardError
@@ -18,6 +19,9 @@ from broker.redis_many import ClusterClient, connect_many
 
 #: redis-py annotates its sync and its async client with one type, which fits neither; ours is always the async one.
 RedisClient = Any
+
+#: Commands that go together, of a client of one server.
+Pipeline = RedisPipeline
 
 #: What every error of redis-py is; see ``translate``.
 RedisError = rex.RedisError
@@ -55,6 +59,27 @@ def address(url: str) -> str:
 def is_cluster(redis: RedisClient) -> bool:
     """Whether this is a client of a Redis Cluster."""
     return isinstance(redis, ClusterClient)
+
+
+@asynccontextmanager
+async def connections_at(redis: RedisClient, key: str) -> AsyncGenerator[Any]:
+    """A pool of connections to the server that holds ``key``, for clients of single servers within the block.
+
+    Raises:
+        redis.exceptions.ConnectionError: the server holds it no more: a Cluster's keys move at a fail-over.
+    """
+    if not isinstance(redis, ClusterClient):
+        yield redis.connection_pool
+        return
+    found = await redis.connections_at(key)
+    try:
+        yield found
+    except rex.AskError as e:
+        if e.slot_id != redis.keyslot(key):
+            raise
+        raise rex.ConnectionError(f"the keys of {key} have moved ({e})") from e
+    finally:
+        await found.disconnect()
 
 
 async def clock(redis: RedisClient, key: str) -> float:

@@ -7,7 +7,7 @@ from typing import Any
 
 import redis.exceptions as rex
 from redis.asyncio.cluster import ClusterNode, RedisCluster
-from redis.asyncio.connection import parse_url
+from redis.asyncio.connection import ConnectionPool, parse_url
 from redis.asyncio.sentinel import Sentinel
 
 from broker.cancellable import cancellable, make_cancellable
@@ -91,6 +91,14 @@ class ClusterClient(RedisCluster):
         """Seconds and microseconds on the clock of the server that holds ``key``."""
         await self.initialize()
         return await self.execute_command("TIME", target_nodes=self.get_node_from_key(key))
+
+    async def connections_at(self, key: str) -> ConnectionPool:
+        """Connections to the server that holds ``key``, for a client of single servers."""
+        await self.initialize()
+        node = self.get_node_from_key(key)
+        if node is None:
+            raise rex.ConnectionError(f"no node of the Cluster holds {key}")
+        return ConnectionPool(connection_class=node.connection_class, **node.connection_kwargs)
 
     async def _determine_slot(self, command: str, *args: Any) -> int:
         if command == "XREAD":  # asking the server where its keys are would take a call each time

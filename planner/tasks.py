@@ -10,18 +10,21 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 from datetime import UTC
 from typing import Any
+from uuid import uuid4
 
 import orjson
 from arq.connections import ArqRedis
+from arq.constants import abort_jobs_ss
 from arq.cron import cron
-from arq.jobs import ResultNotFound, SerializationError
+from arq.jobs import Job, ResultNotFound, SerializationError
 from arq.worker import Worker, func
 
-from broker.connection import RedisClient, connect, is_cluster, keep_trying, passes
-from broker.errors import TokenyardError, UsageError
+from broker.connection import Pipeline, RedisClient, connect, connections_at, keep_trying, passes
+from broker.errors import TokenyardError
 from broker.keys import PoolKeys
 from planner.replanning import Replanner
 
@@ -135,11 +138,14 @@ class PlannerProcess:
 
     async def _serve(self) -> None:
         redis = connect(self._url)
-        worker = self._worker(arq_client(redis, self._keys.pool))
         try:
-            await worker.async_run()
+            async with arq_client(redis, self._keys.pool) as client:
+                worker = self._worker(client)
+                try:
+                    await worker.async_run()
+                finally:
+                    await asyncio.shield(_end(worker))
         finally:
-            await asyncio.shield(_end(worker))
             await redis.aclose()
 
     async def _empty(self) -> None:
@@ -173,24 +179,42 @@ class PlannerProcess:
         )
 
 
-def arq_client(redis: RedisClient, pool: str) -> ArqRedis:
-    """arq's client over a connection of ours.
+class _Pipeline(Pipeline):
+    """Leaves arq's list of jobs to abort alone: none is, and on a Cluster that key is on another server."""
 
-    Raises:
-        UsageError: it is one to a Cluster.
-    """
-    if is_cluster(redis):
-        raise UsageError(
-            "the planner's queue, arq, does not run on a Redis Cluster: plan with `tokenyard plan` there, or use one"
-            " server (redis://) or Sentinels (redis+sentinel://)"
+    def zrem(self, name: Any, *values: Any) -> Any:
+        return self if name == abort_jobs_ss else super().zrem(name, *values)
+
+
+class _ArqOfPool(ArqRedis):
+    """arq's client, all of whose keys lie where the pool's do: the ids of jobs, which end them, begin with its name."""
+
+    def __init__(self, connections: Any, keys: PoolKeys) -> None:
+        super().__init__(
+            connections,
+            job_serializer=to_json,
+            job_deserializer=orjson.loads,
+            default_queue_name=keys.arq,
+            expires_extra_ms=_EXPIRES_MS,
         )
-    return ArqRedis(
-        redis.connection_pool,
-        job_serializer=to_json,
-        job_deserializer=orjson.loads,
-        default_queue_name=PoolKeys(pool).arq,
-        expires_extra_ms=_EXPIRES_MS,
-    )
+        self._connections, self._prefix = connections, keys.prefix
+
+    def pipeline(self, transaction: bool = True, shard_hint: str | None = None) -> Pipeline:
+        return _Pipeline(self._connections, self.response_callbacks, transaction, shard_hint)
+
+    async def ask(self, function: str, *arguments: Any) -> Job:
+        """Enqueue a job."""
+        job = await self.enqueue_job(function, *arguments, _job_id=f"{self._prefix}asked:{uuid4().hex}")
+        assert job is not None, "its id is new"
+        return job
+
+
+@asynccontextmanager
+async def arq_client(redis: RedisClient, pool: str) -> AsyncGenerator[_ArqOfPool]:
+    """arq's client over a connection of ours, for the length of the block."""
+    keys = PoolKeys(pool)
+    async with connections_at(redis, keys.arq) as connections:
+        yield _ArqOfPool(connections, keys)
 
 
 async def ask(redis: RedisClient, pool: str, function: str, *arguments: Any, timeout_s: float) -> str:
@@ -199,10 +223,10 @@ async def ask(redis: RedisClient, pool: str, function: str, *arguments: Any, tim
     Raises:
         TokenyardError: it has not answered in time.
     """
-    job = await arq_client(redis, pool).enqueue_job(function, *arguments)
-    assert job is not None, "its id is new"
     try:
-        return str(await job.result(timeout=timeout_s, poll_delay=0.2))
+        async with arq_client(redis, pool) as client:
+            job = await client.ask(function, *arguments)
+            return str(await job.result(timeout=timeout_s, poll_delay=0.2))
     except TimeoutError:
         why = f"the planner of pool {pool} has not answered in {timeout_s:.0f} s: does `tokenyard planner` run?"
         raise TokenyardError(why) from None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import AsyncGenerator, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -61,12 +62,20 @@ class Planners:
         await cancel_all(self._tasks)
 
 
+@asynccontextmanager
+async def planners_of(cluster: Cluster) -> AsyncGenerator[Planners]:
+    """Planners of that pool, for the length of the block."""
+    planners = Planners(cluster)
+    try:
+        yield planners
+    finally:
+        await planners.close()
+
+
 @pytest.fixture
 async def planners(redis_url: str, pool: str) -> AsyncGenerator[Planners]:
-    async with cluster_of(redis_url, pool) as cluster:
-        planners = Planners(cluster)
+    async with cluster_of(redis_url, pool) as cluster, planners_of(cluster) as planners:
         yield planners
-        await planners.close()
 
 
 async def test_two_planners_plan_by_themselves_and_each_change_once(planners: Planners) -> None:

@@ -13,12 +13,13 @@ import redis.exceptions as rex
 from cluster_fixtures import Cluster, cluster_of, eventually, exactly_once, instant_engine
 from manual_engine import ManualEngine
 from redis_servers import HOST, Server, cluster_nodes, hand_on, look_for_the_dead, sentinel_pair
+from test_planner_tasks import planners_of
+from test_replanning import end_jobs
 
 from broker.connection import address, clock, connect, connected, translate
-from broker.errors import RedisRefusedError, RedisUnavailableError, UsageError
+from broker.errors import RedisRefusedError, RedisUnavailableError
 from broker.jobs import Priority
 from broker.store.operator import OperatorStore, WorkerOrder
-from planner.tasks import arq_client
 from tokenyard import AsyncClient
 
 SERVICE = "the-master"
@@ -39,6 +40,13 @@ def one_node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 async def on_cluster(one_node: Server, pool: str) -> AsyncIterator[Cluster]:
     async with cluster_of(cluster_url([one_node]), pool) as cluster:
         yield cluster
+
+
+@pytest.fixture
+def three_nodes(tmp_path: Path) -> Iterator[str]:
+    """The address of a Cluster of three, which share the slots."""
+    with cluster_nodes(tmp_path, 3) as nodes:
+        yield cluster_url(nodes)
 
 
 class TestAddresses:
@@ -139,9 +147,21 @@ class TestCluster:
                 await cluster.finish(batch, engine)
                 exactly_once(await cluster.collect(batch), 20)
 
-    async def test_the_planners_queue_does_not_run_there(self, on_cluster: Cluster) -> None:
-        with pytest.raises(UsageError, match="does not run on a Redis Cluster"):
-            arq_client(on_cluster.redis, "p")
+    async def test_a_planner_plans_by_itself_and_when_asked(self, on_cluster: Cluster) -> None:
+        async with planners_of(on_cluster) as planners:
+            planners.start()
+            await end_jobs(on_cluster)
+            await planners.version(1)
+            assert (await planners.ask("replan")).startswith("plan 1")
+
+    async def test_what_is_not_the_pools_in_the_planners_queue_is_removed(self, three_nodes: str, pool: str) -> None:
+        async with cluster_of(three_nodes, pool) as cluster, planners_of(cluster) as planners:
+            for number in range(20):  # of other servers, most of them
+                await cluster.redis.zadd(cluster.keys.arq, {f"foreign-{number}": 1})
+            planners.start()
+            await end_jobs(cluster)
+            await planners.version(1)
+            assert (await planners.ask("replan")).startswith("plan 1")
 
 
 async def on_again(cluster: Cluster) -> None:
@@ -218,9 +238,12 @@ def port_of(cluster: Cluster) -> int:
 @pytest.mark.slow
 async def test_a_cluster_of_three_fails_over_under_the_work(tmp_path: Path, pool: str) -> None:
     with cluster_nodes(tmp_path, 3, replica_of_each=True) as nodes:
-        async with cluster_of(cluster_url(nodes[:3]), pool) as cluster:
+        async with cluster_of(cluster_url(nodes[:3]), pool) as cluster, planners_of(cluster) as planners:
             engine = ManualEngine()
             cluster.schedule()
+            planners.start()
+            await end_jobs(cluster)
+            await planners.version(1)
             await cluster.join("w", engine)
             batch = await cluster.submit(20)
             await eventually(lambda: engine.running)
@@ -240,3 +263,6 @@ async def test_a_cluster_of_three_fails_over_under_the_work(tmp_path: Path, pool
             await eventually(moved, "its replica took over")
             await finish(cluster, batch, engine)
             exactly_once(await cluster.collect(batch), 20)
+            planners.menu.rates["b"] = 200.0
+            await planners.version(2)
+            assert (await planners.ask("replan")).startswith("plan 2")
