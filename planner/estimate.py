@@ -24,7 +24,7 @@ from planner.inventory import CPU, PCIE
 from planner.kernel_rates import KernelRates
 from planner.model_shape import DTYPE_BYTES, ModelShape, known_shape
 from planner.roofline import roofline, sending
-from planner.scaling import Law, Times, fit_law, law_from_one, of_other_model, with_full_batches
+from planner.scaling import Law, Times, between, fit_law, law_from_one, of_other_model, with_full_batches
 
 #: Amdahl's serial part of a CPU engine's times, where only one number of cores was measured.
 _SERIAL_SHARE = 0.3
@@ -151,7 +151,7 @@ class Estimator:
             by_bytes = self._by_bytes(own, dtype)
             if len(by_bytes) > 1:
                 source = f"{_source(device, same, '')} and other precisions"
-                return Estimate(fit_law(by_bytes).at(units), _tokens(own), Basis.PREDICTED, source)
+                return Estimate(between(by_bytes, units), _tokens(own), Basis.PREDICTED, source)
         known = same | {n: m for n, m in self._converted(own, same, dtype).items() if n not in same}
         times = {n: self._full(device, m) for n, m in known.items()}
         source = _source(device, known, "" if same else self._dtype(own[0]))
@@ -161,16 +161,16 @@ class Estimator:
             )
         return Estimate(times[units], _tokens(own), Basis.PREDICTED, source)
 
-    def _by_bytes(self, own: Sequence[Measured], dtype: str) -> dict[float, Times]:
+    def _by_bytes(self, own: Sequence[Measured], dtype: str) -> dict[float, Profile]:
         """What cores did in any precision, by the number of cores that would do as much in this one.
 
         Cores share the memory bus, with each other and with the engines beside them: so the bytes decide that each has
         to read, and a core at two bytes a number is like two at four. What was measured in this precision goes first.
         """
-        found: dict[float, Times] = {}
+        found: dict[float, Profile] = {}
         for m in sorted(own, key=lambda m: self._dtype(m) != dtype):
             cores = m.units * DTYPE_BYTES[dtype] / DTYPE_BYTES.get(self._dtype(m), 2)
-            found.setdefault(cores, Times.of(m.profile))
+            found.setdefault(cores, m.profile)
         return found
 
     def _converted(self, own: Sequence[Measured], same: Mapping[int, Measured], dtype: str) -> dict[int, Measured]:

@@ -17,9 +17,12 @@ from dataclasses import astuple, dataclass
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.optimize import nnls
 
 from broker.throughput import Profile
+
+Array = NDArray[np.float64]
 
 #: Times below this (seconds) are none; beside others of the same coefficient, those below this share are not told
 #: apart.
@@ -82,6 +85,38 @@ def fit_law(measured: Mapping[int, Times] | Mapping[float, Times], pcie: bool = 
     """
     parts = [_fit(i, {n: times[i] for n, times in measured.items()}, pcie) for i in range(6)]
     return Law(Times(*(x for x, _ in parts)), Times(*(y for _, y in parts)), pcie)
+
+
+def between(measured: Mapping[float, Profile], units: float) -> Times:
+    """Times on so many units, from profiles whose coefficients are not told apart well enough to compare one by one.
+
+    A light profile knows how long a full step takes, and less well which part of that is each request's and which its
+    context's. So the time of a prefill and that of a decode step, of half the requests and memory there are, follow
+    one power of the number of units each (0 to 1); what they are made up of is the mean of what was measured.
+
+    Args:
+        measured: profiles by number of units, two or more.
+        units: how many to predict for.
+    """
+    requests = max(min(p.seats for p in measured.values()) / 2, 1.0)
+    context = min(p.kv_tokens for p in measured.values()) / 2
+    prompt = context / requests
+    at = Times(1.0, prompt, prompt**2, 1.0, requests, context)
+    parts = {n: np.array(Times.of(p)) * np.array(at) for n, p in measured.items()}
+    prefill = _by_power({n: found[:3] for n, found in parts.items()}, units)
+    decode = _by_power({n: found[3:] for n, found in parts.items()}, units)
+    return Times(*(np.concatenate([prefill, decode]) / np.maximum(at, _NOTHING)).tolist())
+
+
+def _by_power(parts: Mapping[float, Array], units: float) -> Array:
+    """Parts of a time: their sum follows a power of the number of units, their shares are the mean of the measured."""
+    whole = {n: float(found.sum()) for n, found in parts.items()}
+    if min(whole.values()) <= _NOTHING:
+        return np.mean(list(parts.values()), axis=0)
+    shares = np.mean([parts[n] / whole[n] for n in parts], axis=0)
+    log_units, log_seconds = np.log(list(whole)), np.log(list(whole.values()))
+    power = min(max(-float(np.polyfit(log_units, log_seconds, 1)[0]), 0.0), 1.0)
+    return shares * np.exp(log_seconds.mean() - power * (np.log(units) - log_units.mean()))
 
 
 def law_from_one(devices: int, times: Times, fixed: Times, pcie: bool = False) -> Law:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from datetime import date
 
@@ -12,6 +13,7 @@ from plan_machines import SMALL, measured, profile
 
 from broker.errors import UsageError
 from broker.profiles import ProfileRecord, ProfileValues
+from broker.throughput import Profile
 from planner.estimate import Basis, Estimator, Measured
 from planner.model_shape import known_shape, parse_config
 from planner.scaling import Law, Times, fit_law, law_from_one, of_other_model, with_full_batches
@@ -54,6 +56,11 @@ class TestLaw:
         few = Times(0.01, 1e-4, 0, 0.01, 1e-6, 0)
         assert with_full_batches(few, 0.8).e == pytest.approx(8e-5)
         assert with_full_batches(few._replace(e=2e-4), 0.8).e == 2e-4
+
+
+def whole_steps(profile: Profile) -> tuple[float, float]:
+    """Seconds of a prefill and of a decode step, half the seats and memory taken."""
+    return profile.prefill_seconds(125), profile.decode_step_seconds(4, 500)
 
 
 class TestEstimator:
@@ -104,8 +111,26 @@ class TestEstimator:
             found = some.estimate("cpu", cores, dtype)
             assert found.basis is Basis.PREDICTED
             assert found.source.endswith("and other precisions")
-            assert found.times == pytest.approx(law.at(1), rel=1e-6)
+            ends = [whole_steps(m.profile) for m in (of_two, of_one)]
+            middle = [math.sqrt(x * y) for x, y in zip(*ends, strict=True)]
+            assert whole_steps(found.times.profile(1000, 8)) == pytest.approx(middle, rel=1e-6)
         assert some.estimate("cpu", 2, "bfloat16").times == law.at(2)
+
+    @given(laws.map(lambda law: replace(law, pcie=False)), st.sampled_from([0.0, 0.5, 1.0]))
+    def test_what_a_step_is_made_up_of_may_be_told_wrong(self, law: Law, share: float) -> None:
+        """A profile that takes what is each request's for its context's (or the other way round) predicts the same."""
+        of_two = Measured("cpu", "small", 2, "bfloat16", law.at(2).profile(1000, 8), 4096)
+        times = law.at(0.5)
+        requests, context = 4, 500
+        marginal = times.e * requests + times.f * context
+        told_wrong = times._replace(e=share * marginal / requests, f=(1 - share) * marginal / context)
+        found = [
+            Estimator(SMALL, [of_two, Measured("cpu", "small", 1, "float32", each.profile(1000, 8), 4096)])
+            .estimate("cpu", 1, "bfloat16")
+            .times.profile(1000, 8)
+            for each in (times, told_wrong)
+        ]
+        assert whole_steps(found[1]) == pytest.approx(whole_steps(found[0]), rel=1e-6)
 
     def test_a_ratio_that_was_measured_goes_before_bytes(self) -> None:
         known = [measured("cpu", 1), measured("cpu", 1, 1.3, dtype="float32"), measured("cpu", 2, 0.7)]
