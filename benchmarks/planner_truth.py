@@ -5,7 +5,9 @@ out a machine of eight devices; both are judged by the measured times.
 
 ``--cpu``: real vLLM on this machine's cores. Two of eight configurations (one engine on two cores or two on one, two
 precisions, two sizes of KV memory) are profiled. The throughput of each on real questions is predicted and measured,
-from backlogs that keep all engines busy. With ``--data`` the questions are those of its prompts/.
+from backlogs that keep all engines busy. A machine is not as fast in one minute as in the next: the others are measured
+in turns with the profiled ones, whose profiles are put right by what they then do, as the planner does live. With
+``--data`` the questions are those of its prompts/.
 """
 
 from __future__ import annotations
@@ -55,12 +57,13 @@ _NOTES = (
 def _options() -> argparse.Namespace:
     parser = options_parser("planner_truth", __doc__ or "")
     parser.add_argument("--data", type=Path, help="folder with profiles/ and traces/, or prompts/")
-    parser.add_argument("--cpu", action="store_true", help="real vLLM on this machine's cores, about ten minutes")
+    parser.add_argument("--cpu", action="store_true", help="real vLLM on this machine's cores, about 20 minutes")
     parser.add_argument("--profile-s", type=at_least(1.0), default=15.0, help="seconds for each profile (--cpu)")
     parser.add_argument(
-        "--warm-up-s", type=at_least(0.0), default=10.0, help="seconds before rates are measured (--cpu)"
+        "--warm-up-s", type=at_least(0.0), default=5.0, help="seconds before rates are measured (--cpu)"
     )
-    parser.add_argument("--window-s", type=at_least(1.0), default=25.0, help="seconds for which they are (--cpu)")
+    parser.add_argument("--window-s", type=at_least(1.0), default=10.0, help="seconds for which they are (--cpu)")
+    parser.add_argument("--turns", type=at_least(1), default=4, help="so often is each one measured (--cpu)")
     parser.add_argument("--devices", type=_names, default=gpu_truth.DEVICES, help="comma-separated: A100, H100")
     parser.add_argument("--models", type=_names, default=gpu_truth.MODELS, help="comma-separated: Llama 8B, 70B")
     options = parser.parse_args()

@@ -51,9 +51,9 @@ class Ceiling:
 async def measure_ceiling(
     cluster: RealCluster, backlogs: Mapping[str, Sequence[RequestLine]], warm_up_s: float, window_s: float
 ) -> Ceiling:
-    """Give each worker a backlog of its own, by its device queue, and see what it does of it.
+    """Give workers a backlog each of their own, by their device queues, and see what they do of it.
 
-    No scheduler runs: nothing but the workers is busy.
+    No scheduler runs: nothing but these workers is busy.
 
     Args:
         backlogs: requests by worker, more than it can finish.
@@ -77,7 +77,7 @@ async def measure_ceiling(
         await _pass(cluster, window_s)
         after = await cluster.heartbeats()
         cpu = clock.use()
-        await _check_backlogs(cluster, after)
+        await _check_backlogs(cluster, {name: after[name] for name in backlogs})
     finally:
         for batch in batches:
             await cluster.client.cancel(batch)

@@ -35,7 +35,7 @@ def profile_command(
     choice: EngineChoice,
     budget_s: Annotated[
         float, typer.Option(min=1, max=3600, help="Seconds to measure for, once the engine is up.")
-    ] = 45.0,
+    ] = 25.0,
     engines: Annotated[
         int,
         typer.Option(
