@@ -7,7 +7,7 @@ those of the fits in Splitwise (ISCA '24) and of step-time models in Vidur (MLSy
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import NamedTuple
 
 
@@ -67,6 +67,11 @@ class Profile:
     decode_f: float
     kv_tokens: int
     seats: int
+
+    def slower(self, factor: float) -> Profile:
+        """The same sizes, ``factor`` times as long for everything."""
+        times = [factor * time for time in astuple(self)[:6]]
+        return Profile(*times, kv_tokens=self.kv_tokens, seats=self.seats)
 
     def prefill_seconds(self, prompt_tokens: float) -> float:
         """Seconds to prefill a prompt alone."""

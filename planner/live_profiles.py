@@ -9,7 +9,7 @@ from statistics import median
 from broker.drift import Drift
 from broker.heartbeat import Heartbeat
 from broker.profiles import ProfileRecord, ProfileValues, parse_profile
-from broker.throughput import DeviceKind, Profile
+from broker.throughput import DeviceKind
 
 #: Errors smaller than this share are those of the measurement.
 _TOLERANCE = 0.1
@@ -57,18 +57,7 @@ def _refit(record: ProfileRecord, slowdown: float) -> ProfileRecord:
     slowdown = min(max(slowdown, 1 / _MOST), _MOST)
     if abs(slowdown - 1.0) <= _TOLERANCE:
         return record
-    p = record.profile
-    slower = Profile(
-        p.prefill_a * slowdown,
-        p.prefill_b * slowdown,
-        p.prefill_c * slowdown,
-        p.decode_d * slowdown,
-        p.decode_e * slowdown,
-        p.decode_f * slowdown,
-        p.kv_tokens,
-        p.seats,
-    )
-    return record.model_copy(update={"values": ProfileValues.of(slower)})
+    return record.model_copy(update={"values": ProfileValues.of(record.profile.slower(slowdown))})
 
 
 def _kind(beat: Heartbeat) -> DeviceKind | None:

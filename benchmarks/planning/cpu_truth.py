@@ -165,13 +165,10 @@ class Predictor:
     def put_right(self, rates: Mapping[Candidate, float]) -> Predictor:
         """Each profile slower or faster as a whole, so that it predicts what its engines were measured to do."""
         slowdowns = [self.rate(candidate) / rates[candidate] for candidate in shown()]
-        known = [_slower(one, factor) for one, factor in zip(self.known, slowdowns, strict=True)]
+        known = [
+            replace(one, profile=one.profile.slower(factor)) for one, factor in zip(self.known, slowdowns, strict=True)
+        ]
         return replace(self, known=known)
-
-
-def _slower(measured: Measured, factor: float) -> Measured:
-    times = Times(*(factor * time for time in astuple(measured.profile)[:6]))
-    return replace(measured, profile=times.profile(measured.profile.kv_tokens, measured.profile.seats))
 
 
 def outcomes(predictor: Predictor, measured: Sequence[Mapping[Candidate, float]]) -> list[Outcome]:

@@ -6,8 +6,6 @@ from dataclasses import dataclass, replace
 
 from broker.throughput import Profile
 
-_TIMES = ("prefill_a", "prefill_b", "prefill_c", "decode_d", "decode_e", "decode_f")
-
 
 @dataclass(frozen=True, slots=True)
 class Device:
@@ -44,10 +42,9 @@ DEVICES = {
 
 def slower(profile: Profile, factor: float) -> Profile:
     """A device that takes ``factor`` times as long for everything and has that much less KV memory."""
-    times = {name: getattr(profile, name) * factor for name in _TIMES}
-    return replace(profile, **times, kv_tokens=int(profile.kv_tokens / factor))
+    return replace(profile.slower(factor), kv_tokens=int(profile.kv_tokens / factor))
 
 
 def sped_up(profile: Profile, speed: float) -> Profile:
     """What one would measure on a server that runs ``speed`` times faster than the device."""
-    return replace(profile, **{name: getattr(profile, name) / speed for name in _TIMES})
+    return profile.slower(1 / speed)
