@@ -21,7 +21,7 @@ from pathlib import Path
 from statistics import fmean
 
 from benchmarks.real.batch import BatchRun, run_batch
-from benchmarks.real.ceiling import Ceiling, measure_ceiling
+from benchmarks.real.ceiling import Ceiling, Span, measure_ceiling
 from benchmarks.real.figures import Measured, summary_of
 from benchmarks.real.fleets import fleet
 from benchmarks.real.prediction import predict, slowdown
@@ -29,6 +29,7 @@ from benchmarks.real.processes import MODEL, RealCluster, real_cluster
 from benchmarks.real.questions import Questions, read_questions
 from benchmarks.report import Report, at_least, note, options_parser, run_benchmark, server_name
 from tokenyard.local_cluster import WorkerSpec, usable_cores
+from workers.engines.cpu_precision import cpu_has_bfloat16
 
 _POLICY, _BASELINE = "throughput", "round_robin"
 
@@ -40,7 +41,7 @@ async def main(options: argparse.Namespace) -> Report:
     measured: dict[int, Measured] = {}
     server = ""
     for count in options.workers:
-        specs = fleet(count, usable_cores())
+        specs = fleet(count, usable_cores(), bfloat16=cpu_has_bfloat16())
         async with real_cluster() as cluster:
             server = await server_name(cluster.client.redis)
             measured[count] = await _measure(cluster, specs, questions, options)
@@ -59,7 +60,7 @@ async def _measure(
     async def ceiling(turn: int) -> Ceiling:
         note(f"{names}: each from a private backlog")
         backlogs = {spec.name: questions.backlog(f"{turn} {spec.name}", options.backlog, rng) for spec in specs}
-        return await measure_ceiling(cluster, backlogs, options.warm_up_s, options.window_s)
+        return await measure_ceiling(cluster, backlogs, Span(options.warm_up_s), Span(options.window_s))
 
     async def batch(policy: str, turn: int) -> BatchRun:
         note(f"{names}: {len(questions)} questions under {policy}")

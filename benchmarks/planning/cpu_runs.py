@@ -22,7 +22,7 @@ from benchmarks.planning.cpu_truth import (
     shown,
     summary_of,
 )
-from benchmarks.real.ceiling import measure_ceiling
+from benchmarks.real.ceiling import Span, measure_ceiling
 from benchmarks.real.processes import MODEL, RealCluster, real_cluster
 from benchmarks.real.questions import Questions, read_questions
 from benchmarks.report import Report, note, server_name
@@ -38,6 +38,11 @@ from tokenyard.profile_file import read_profile_file
 _QUESTIONS, _COPIES = 300, 2
 _MAX_TOKENS = (16, 64)
 _CORES = 2
+#: A slow engine is warmed up and measured for as long as so many tokens take it, at most so long: bfloat16 on a CPU
+#: that has no instructions for it does some tens a second.
+_TOKENS, _MOST_S = 2500, 90.0
+#: No further turn begins so long after the first (seconds).
+_TURNS_S = 300.0
 
 
 async def cpu_report(options: argparse.Namespace) -> Report:
@@ -88,14 +93,18 @@ async def _measure_in_turns(
     """
     specs = {candidate: candidate.specs(cores) for candidate in group}
     rates: dict[Candidate, list[float]] = {candidate: [] for candidate in group}
+    warm_up, window = (Span(seconds, _TOKENS, _MOST_S) for seconds in (options.warm_up_s, options.window_s))
     async with real_cluster() as cluster:
         await cluster.start_workers([spec for those in specs.values() for spec in those], {})
+        begun = time.monotonic()
         for turn in range(options.turns):
+            if time.monotonic() > begun + _TURNS_S:
+                break
             first = turn * len(group) // options.turns
             for candidate in [*group[first:], *group[:first]]:
                 rng = random.Random(options.seed + turn)
                 backlogs = {spec.name: questions.backlog(spec.name, _COPIES, rng) for spec in specs[candidate]}
-                rate = (await measure_ceiling(cluster, backlogs, options.warm_up_s, options.window_s)).tokens_per_s
+                rate = (await measure_ceiling(cluster, backlogs, warm_up, window)).tokens_per_s
                 note(f"{candidate.layout}, {candidate.dtype}, {candidate.kv_gib:g} GiB: {rate:.0f} tokens/s")
                 rates[candidate].append(rate)
     return {candidate: fmean(found) for candidate, found in rates.items()}

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from benchmarks.cluster import BenchmarkError
 from benchmarks.real.cpu import CpuClock, CpuUse
 from benchmarks.real.processes import POOL, RealCluster
+from benchmarks.real.rates import Sample, rate_of
 from broker.client import new_batch_id
 from broker.heartbeat import Heartbeat
 from broker.openai_batch import RequestLine
@@ -18,7 +20,27 @@ from broker.store.scheduler import SchedulerStore
 _OWNER = "private-backlogs"
 _LEASE_S = 3600.0
 _RESULT_TTL_S = 3600
-_ABORT_TIMEOUT_S = 60.0
+# A step of a slow engine, which ends before its requests are dropped, may take a minute.
+_ABORT_TIMEOUT_S = 180.0
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """How long to let engines work.
+
+    Attributes:
+        seconds: at least.
+        tokens: until so many, prompt and output, have been worked off by all together; 0: not looked at.
+        most_s: seconds after which it ends all the same.
+    """
+
+    seconds: float
+    tokens: int = 0
+    most_s: float = math.inf
+
+    def is_over(self, elapsed_s: float, tokens: int) -> bool:
+        """Whether it ends now."""
+        return elapsed_s >= self.seconds and (tokens >= self.tokens or elapsed_s >= self.most_s)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +71,7 @@ class Ceiling:
 
 
 async def measure_ceiling(
-    cluster: RealCluster, backlogs: Mapping[str, Sequence[RequestLine]], warm_up_s: float, window_s: float
+    cluster: RealCluster, backlogs: Mapping[str, Sequence[RequestLine]], warm_up: Span, window: Span
 ) -> Ceiling:
     """Give workers a backlog each of their own, by their device queues, and see what they do of it.
 
@@ -57,8 +79,8 @@ async def measure_ceiling(
 
     Args:
         backlogs: requests by worker, more than it can finish.
-        warm_up_s: seconds from the start to the window: until requests end as often as they start.
-        window_s: seconds to measure for.
+        warm_up: from the start to the window: until requests end as often as they start.
+        window: to measure for.
 
     Raises:
         BenchmarkError: a worker came to the end of its backlog, or a process ended.
@@ -71,22 +93,20 @@ async def measure_ceiling(
         await store.prepare()
         for worker, requests in backlogs.items():
             batches.append(await _fill(cluster, store, worker, requests))
-        await _pass(cluster, warm_up_s)
+        await _pass(cluster, list(backlogs), warm_up)
         clock = CpuClock(cluster)
-        before = await cluster.heartbeats()
-        await _pass(cluster, window_s)
-        after = await cluster.heartbeats()
+        beats = await _pass(cluster, list(backlogs), window)
         cpu = clock.use()
-        await _check_backlogs(cluster, {name: after[name] for name in backlogs})
+        await _check_backlogs(cluster, {name: seen[-1] for name, seen in beats.items()})
     finally:
         for batch in batches:
             await cluster.client.cancel(batch)
     await _until_idle(cluster, batches)
     await store.release_lease()
     return Ceiling(
-        rates={name: _rate(before[name], after[name], output_only=False) for name in backlogs},
-        output_rates={name: _rate(before[name], after[name], output_only=True) for name in backlogs},
-        seconds=window_s,
+        rates={name: rate_of([_all_tokens(beat) for beat in seen]) for name, seen in beats.items()},
+        output_rates={name: rate_of([_output_tokens(beat) for beat in seen]) for name, seen in beats.items()},
+        seconds=max(seen[-1].seen - seen[0].seen for seen in beats.values()),
         cpu=cpu,
     )
 
@@ -103,12 +123,22 @@ async def _fill(cluster: RealCluster, store: SchedulerStore, worker: str, reques
     return batch
 
 
-async def _pass(cluster: RealCluster, seconds: float) -> None:
+async def _pass(cluster: RealCluster, workers: Sequence[str], span: Span) -> dict[str, list[Heartbeat]]:
+    """Let them work; returns what each of these workers said of itself, once a second from start to end."""
     loop = asyncio.get_running_loop()
-    end = loop.time() + seconds
-    while (left := end - loop.time()) > 0:
-        await asyncio.sleep(min(left, 1.0))
+    begun = loop.time()
+    beats: dict[str, list[Heartbeat]] = {name: [] for name in workers}
+    while True:
         cluster.check()
+        found = await cluster.heartbeats()
+        for name, seen in beats.items():
+            if not seen or found[name].seen > seen[-1].seen:
+                seen.append(found[name])
+        done = sum(_all_tokens(seen[-1]).tokens - _all_tokens(seen[0]).tokens for seen in beats.values())
+        enough = all(len(seen) > 1 for seen in beats.values())
+        if enough and span.is_over(loop.time() - begun, done):
+            return beats
+        await asyncio.sleep(1.0)
 
 
 async def _check_backlogs(cluster: RealCluster, beats: Mapping[str, Heartbeat]) -> None:
@@ -128,9 +158,9 @@ async def _until_idle(cluster: RealCluster, batches: Sequence[str]) -> None:
         await cluster.client.forget(batch)
 
 
-def _rate(before: Heartbeat, after: Heartbeat, *, output_only: bool) -> float:
-    """Tokens a second between two heartbeats, by the moments in which they were given."""
-    tokens = after.output_tokens_total - before.output_tokens_total
-    if not output_only:
-        tokens += after.prompt_tokens_total - before.prompt_tokens_total
-    return tokens / (after.seen - before.seen)
+def _all_tokens(beat: Heartbeat) -> Sample:
+    return Sample(beat.seen, beat.prompt_tokens_total + beat.output_tokens_total)
+
+
+def _output_tokens(beat: Heartbeat) -> Sample:
+    return Sample(beat.seen, beat.output_tokens_total)

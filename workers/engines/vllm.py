@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import logging
 import multiprocessing
 import os
 import signal
@@ -26,6 +27,7 @@ from workers.engines.base import (
     Load,
     Tell,
 )
+from workers.engines.cpu_precision import cpu_has_bfloat16, is_slow
 from workers.engines.vllm_counters import VllmCounters
 from workers.engines.vllm_options import VllmOptions
 from workers.engines.vllm_process import (
@@ -40,6 +42,8 @@ from workers.engines.vllm_process import (
 from workers.engines.vllm_serving import Endpoint, answer, failure, make_endpoints, refusal
 
 __all__ = ["VllmEngine", "VllmOptions"]
+
+log = logging.getLogger(__name__)
 
 _CHILD_POLL_S = 0.2
 _SHUTDOWN_S = 2.0
@@ -95,7 +99,10 @@ class VllmEngine:
         # What was imported and loaded lives as long as the worker: keep it out of every garbage collection.
         gc.collect()
         gc.freeze()
-        return self._measure_capacity()
+        capacity = self._measure_capacity()
+        if capacity.device.startswith("cpu ") and is_slow(capacity.dtype, bfloat16=cpu_has_bfloat16()):
+            log.warning("this CPU has no instructions for %s: --dtype float32 is several times faster", capacity.dtype)
+        return capacity
 
     async def _build_watched(self, guard: OrphanGuard) -> _Arguments:
         """Build in a thread, so that the worker goes on saying that it lives, and guard the children."""
