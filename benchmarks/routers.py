@@ -27,7 +27,14 @@ from benchmarks.routing.load import longest_first, through_router
 from benchmarks.routing.peers import ROUTERS, Router, check_installed, installed_version, running_router
 from benchmarks.routing.servers import Server, Watch, running_servers
 from benchmarks.routing.under_tokenyard import seats_of, through_tokenyard
-from benchmarks.routing.workload import TRACES, Request, drawn_lengths, make_requests, trace_lengths
+from benchmarks.routing.workload import (
+    TRACES,
+    Request,
+    conversation_lengths,
+    drawn_lengths,
+    make_requests,
+    trace_lengths,
+)
 from broker.settings import load_settings
 from broker.throughput import Profile
 
@@ -130,7 +137,8 @@ def _requests(options: argparse.Namespace, longest_prompt: int) -> list[Request]
         raise BenchmarkError(f"the slow servers cannot hold {options.max_tokens} tokens: give less --max-tokens")
     rng = random.Random(options.seed)
     if options.data is None:
-        lengths = drawn_lengths(options.requests, longest_prompt, rng)
+        draw = drawn_lengths if options.heavy_tailed else conversation_lengths
+        lengths = draw(options.requests, longest_prompt, rng)
     else:
         file, *columns = TRACES[options.trace]
         path = options.data / "traces" / file
@@ -185,6 +193,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--device", choices=sorted(DEVICES), default="rtx4090", help="what the fast servers simulate")
     parser.add_argument("--speed", type=at_least(0.01), help="times faster than real the servers run")
     parser.add_argument("--data", type=Path, help="folder with traces/: lengths from there instead of made-up ones")
+    parser.add_argument("--heavy-tailed", action="store_true", help="without --data: lognormals, longer at the end")
     parser.add_argument("--trace", choices=sorted(TRACES), default="conv", help="which trace of --data")
     parser.add_argument("--policy", help="Tokenyard's placement policy; its default otherwise")
     parser.add_argument("--profiled", action="store_true", help="give Tokenyard's workers their servers' profiles")

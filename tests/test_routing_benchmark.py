@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
+from statistics import fmean
 
 import pytest
 from hypothesis import given
@@ -14,7 +15,14 @@ from benchmarks.routing.load import longest_first, through_router
 from benchmarks.routing.longest_first import LongestFirst
 from benchmarks.routing.servers import Server, Watch
 from benchmarks.routing.under_tokenyard import seats_of
-from benchmarks.routing.workload import MODEL, Request, drawn_lengths, make_requests, trace_lengths
+from benchmarks.routing.workload import (
+    MODEL,
+    Request,
+    conversation_lengths,
+    drawn_lengths,
+    make_requests,
+    trace_lengths,
+)
 from workers.engines.simulated_options import INSTANT, SimulatedOptions
 from workers.engines.simulated_server import SimulatedServer
 
@@ -82,7 +90,15 @@ def test_made_up_lengths_have_a_heavy_tail_and_bounded_prompts() -> None:
     lengths = drawn_lengths(2000, 4000, random.Random(0))
     outputs = sorted(output for _, output in lengths)
     assert outputs[1800] > 2.5 * outputs[1000]
+    assert outputs[1980] > 1.5 * sorted(out for _, out in conversation_lengths(2000, 4000, random.Random(0)))[1980]
     assert max(prompt for prompt, _ in lengths) == 4000
+    assert min(min(pair) for pair in lengths) >= 1
+
+
+def test_conversations_without_a_trace_are_about_as_long_as_the_traces() -> None:
+    lengths = conversation_lengths(20_000, 5000, random.Random(0))
+    assert fmean(output for _, output in lengths) == pytest.approx(211, rel=0.05)  # the trace's mean
+    assert max(prompt for prompt, _ in lengths) == 5000
     assert min(min(pair) for pair in lengths) >= 1
 
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import orjson
 
 from benchmarks.cluster import BenchmarkError
@@ -24,8 +25,13 @@ TRACES = {
     "arxiv": ("arxiv_summarization_llama2_lengths.csv", "num_prefill_tokens", "num_decode_tokens"),
 }
 
-# Without a trace: lognormals about like the conversations of AzureLLMInferenceTrace_conv.csv (CC-BY-4.0, Splitwise,
-# ISCA '24), whose prompts have a median of 1,020 tokens and whose answers one of 129, with a mean of 211.
+# Without a trace. Tokens at some quantiles of the conversations in AzureLLMInferenceTrace_conv.csv (CC-BY-4.0,
+# Splitwise, ISCA '24); in between it is taken to be linear.
+_QUANTILES = (0.0, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 1.0)
+_PROMPTS = (2, 181, 207, 387, 403, 703, 1020, 1071, 1130, 1315, 2735, 4083, 4098, 4142, 4831, 14050)
+_OUTPUTS = (7, 41, 54, 77, 91, 103, 129, 177, 384, 400, 424, 451, 540, 601, 644, 1000)
+
+# Lognormals with their medians and means. One in fifty answers is longer than 950 tokens; of the trace's, than 540.
 _PROMPT_MEDIAN, _PROMPT_SIGMA = 1000.0, 0.7
 _OUTPUT_MEDIAN, _OUTPUT_SIGMA = 135.0, 0.95
 
@@ -52,6 +58,15 @@ class Request:
     def tokens(self) -> int:
         """KV tokens it holds at its end, and what it counts for in tokens a second."""
         return self.prompt_tokens + self.output_tokens
+
+
+def conversation_lengths(count: int, longest_prompt: int, rng: random.Random) -> list[tuple[int, int]]:
+    """Prompt and output tokens as in conversations, drawn apart from each other; longer prompts are cut."""
+
+    def draw(values: Sequence[int]) -> int:
+        return round(float(np.interp(rng.random(), _QUANTILES, values)))
+
+    return [(min(draw(_PROMPTS), longest_prompt), draw(_OUTPUTS)) for _ in range(count)]
 
 
 def drawn_lengths(count: int, longest_prompt: int, rng: random.Random) -> list[tuple[int, int]]:
