@@ -60,11 +60,15 @@ async def _measure(
     async def ceiling(turn: int) -> Ceiling:
         note(f"{names}: each from a private backlog")
         backlogs = {spec.name: questions.backlog(f"{turn} {spec.name}", options.backlog, rng) for spec in specs}
-        return await measure_ceiling(cluster, backlogs, Span(options.warm_up_s), Span(options.window_s))
+        found = await measure_ceiling(cluster, backlogs, Span(options.warm_up_s), Span(options.window_s))
+        note(f"{names}: {found.tokens_per_s:,.0f} tokens/s side by side")
+        return found
 
     async def batch(policy: str, turn: int) -> BatchRun:
         note(f"{names}: {len(questions)} questions under {policy}")
-        return await run_batch(cluster, questions.requests(f"{policy} {turn}"), policy)
+        run = await run_batch(cluster, questions.requests(f"{policy} {turn}"), policy)
+        note(f"{names}: {run.tokens_per_s:,.0f} tokens/s under {policy}")
+        return run
 
     note(f"{names}: measuring profiles")
     [profiles] = await cluster.profile([specs], options.profile_s)

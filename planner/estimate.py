@@ -24,10 +24,20 @@ from planner.inventory import CPU, PCIE
 from planner.kernel_rates import KernelRates
 from planner.model_shape import DTYPE_BYTES, ModelShape, known_shape
 from planner.roofline import roofline, sending
-from planner.scaling import Law, Times, between, fit_law, law_from_one, of_other_model, with_full_batches
+from planner.scaling import (
+    Law,
+    Times,
+    between,
+    fit_law,
+    is_slower_with_more,
+    law_from_one,
+    of_other_model,
+    with_full_batches,
+)
 
-#: Amdahl's serial part of a CPU engine's times, where only one number of cores was measured.
-_SERIAL_SHARE = 0.3
+#: Amdahl's serial part of a CPU engine's times, where only one number of cores was measured; and on a CPU so slow at
+#: arithmetic that more bytes a number are faster: arithmetic divides.
+_SERIAL_SHARE, _SERIAL_SHARE_OF_ARITHMETIC = 0.3, 0.05
 #: vLLM's tokens a step for large GPUs, where nothing tells.
 _BATCHED_TOKENS = 8192
 _UNITS = re.compile(r" x(\d+)$")
@@ -150,8 +160,8 @@ class Estimator:
         if words(device) == CPU and len(same) == 1 and len({m.units for m in own}) == len(own):
             by_bytes = self._by_bytes(own, dtype)
             if len(by_bytes) > 1:
-                source = f"{_source(device, same, '')} and other precisions"
-                return Estimate(between(by_bytes, units), _tokens(own), Basis.PREDICTED, source)
+                times, source = self._of_cores(by_bytes, same, units), _source(device, same, "")
+                return Estimate(times, _tokens(own), Basis.PREDICTED, f"{source} and other precisions")
         known = same | {n: m for n, m in self._converted(own, same, dtype).items() if n not in same}
         times = {n: self._full(device, m) for n, m in known.items()}
         source = _source(device, known, "" if same else self._dtype(own[0]))
@@ -160,6 +170,18 @@ class Estimator:
                 self._law(device, times, interconnect == PCIE).at(units), _tokens(own), Basis.PREDICTED, source
             )
         return Estimate(times[units], _tokens(own), Basis.PREDICTED, source)
+
+    def _of_cores(self, by_bytes: Mapping[float, Profile], same: Mapping[int, Measured], units: int) -> Times:
+        """The times of so many cores, by what cores did in several precisions.
+
+        Where fewer bytes on more cores took longer, it is not bytes that take the time: the CPU has no instructions for
+        the smaller numbers. What it does in one precision then says nothing of another, and its own divides by cores.
+        """
+        if not is_slower_with_more(by_bytes):
+            return between(by_bytes, units)
+        ((cores, only),) = same.items()
+        times = Times.of(only.profile)
+        return law_from_one(cores, times, _serial(times, cores, _SERIAL_SHARE_OF_ARITHMETIC)).at(units)
 
     def _by_bytes(self, own: Sequence[Measured], dtype: str) -> dict[float, Profile]:
         """What cores did in any precision, by the number of cores that would do as much in this one.
@@ -207,8 +229,7 @@ class Estimator:
     def _fixed(self, device: str, units: int, only: Times, pcie: bool) -> Times:
         """The part that does not divide, where this model was measured on one number of devices."""
         if words(device) == CPU:
-            serial = _SERIAL_SHARE / (_SERIAL_SHARE + (1 - _SERIAL_SHARE) / units)
-            return Times(*(serial * t for t in only))
+            return _serial(only, units, _SERIAL_SHARE)
         reference = self._reference(device)
         if reference is None:
             spec = find_spec(device)
@@ -254,6 +275,12 @@ class Estimator:
         times = roofline(self._shape, spec, units, dtype, pcie=interconnect == PCIE, rates=rates)
         source = rates.source if rates else f"specification of {spec.name}"
         return Estimate(times, _BATCHED_TOKENS, Basis.ROUGH, source)
+
+
+def _serial(times: Times, cores: int, share: float) -> Times:
+    """The part of times on so many cores that does not divide; ``share`` is what it is of those on one core."""
+    serial = share / (share + (1 - share) / cores)
+    return Times(*(serial * t for t in times))
 
 
 def _model(name: str) -> str:

@@ -12,7 +12,7 @@ f) divides by heads, and nothing of it is sent.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import astuple, dataclass
 from typing import NamedTuple
 
@@ -98,14 +98,26 @@ def between(measured: Mapping[float, Profile], units: float) -> Times:
         measured: profiles by number of units, two or more.
         units: how many to predict for.
     """
-    requests = max(min(p.seats for p in measured.values()) / 2, 1.0)
-    context = min(p.kv_tokens for p in measured.values()) / 2
-    prompt = context / requests
-    at = Times(1.0, prompt, prompt**2, 1.0, requests, context)
-    parts = {n: np.array(Times.of(p)) * np.array(at) for n, p in measured.items()}
+    at = _half_full(measured.values())
+    parts = {n: np.array(Times.of(p)) * at for n, p in measured.items()}
     prefill = _by_power({n: found[:3] for n, found in parts.items()}, units)
     decode = _by_power({n: found[3:] for n, found in parts.items()}, units)
     return Times(*(np.concatenate([prefill, decode]) / np.maximum(at, _NOTHING)).tolist())
+
+
+def is_slower_with_more(measured: Mapping[float, Profile]) -> bool:
+    """Whether a prefill and a decode step, as in ``between``, took longer on the most units than on the fewest."""
+    at = _half_full(measured.values())
+    fewest, most = (np.array(Times.of(measured[n])) * at for n in (min(measured), max(measured)))
+    return bool(most[:3].sum() > fewest[:3].sum() and most[3:].sum() > fewest[3:].sum())
+
+
+def _half_full(profiles: Collection[Profile]) -> Array:
+    """What each coefficient is multiplied by in a prefill and a decode step, half of the least requests and memory."""
+    requests = max(min(p.seats for p in profiles) / 2, 1.0)
+    context = min(p.kv_tokens for p in profiles) / 2
+    prompt = context / requests
+    return np.array((1.0, prompt, prompt**2, 1.0, requests, context))
 
 
 def _by_power(parts: Mapping[float, Array], units: float) -> Array:

@@ -58,6 +58,10 @@ class TestLaw:
         assert with_full_batches(few._replace(e=2e-4), 0.8).e == 2e-4
 
 
+def _of_cpu(cores: int, dtype: str, known: Profile) -> Measured:
+    return Measured("cpu", "small", cores, dtype, known, 4096)
+
+
 def whole_steps(profile: Profile) -> tuple[float, float]:
     """Seconds of a prefill and of a decode step, half the seats and memory taken."""
     return profile.prefill_seconds(125), profile.decode_step_seconds(4, 500)
@@ -104,8 +108,8 @@ class TestEstimator:
     @given(laws.map(lambda law: replace(law, pcie=False)))
     def test_cores_in_two_precisions_share_the_memory_bus(self, law: Law) -> None:
         """One number of cores in each precision: what each core reads decides, and that is the same for the others."""
-        of_two = Measured("cpu", "small", 2, "bfloat16", law.at(2).profile(1000, 8), 4096)
-        of_one = Measured("cpu", "small", 1, "float32", law.at(0.5).profile(1000, 8), 4096)
+        of_two = _of_cpu(2, "bfloat16", law.at(2).profile(1000, 8))
+        of_one = _of_cpu(1, "float32", law.at(0.5).profile(1000, 8))
         some = Estimator(SMALL, [of_two, of_one])
         for cores, dtype in ((1, "bfloat16"), (2, "float32")):
             found = some.estimate("cpu", cores, dtype)
@@ -119,18 +123,28 @@ class TestEstimator:
     @given(laws.map(lambda law: replace(law, pcie=False)), st.sampled_from([0.0, 0.5, 1.0]))
     def test_what_a_step_is_made_up_of_may_be_told_wrong(self, law: Law, share: float) -> None:
         """A profile that takes what is each request's for its context's (or the other way round) predicts the same."""
-        of_two = Measured("cpu", "small", 2, "bfloat16", law.at(2).profile(1000, 8), 4096)
+        of_two = _of_cpu(2, "bfloat16", law.at(2).profile(1000, 8))
         times = law.at(0.5)
         requests, context = 4, 500
         marginal = times.e * requests + times.f * context
         told_wrong = times._replace(e=share * marginal / requests, f=(1 - share) * marginal / context)
         found = [
-            Estimator(SMALL, [of_two, Measured("cpu", "small", 1, "float32", each.profile(1000, 8), 4096)])
+            Estimator(SMALL, [of_two, _of_cpu(1, "float32", each.profile(1000, 8))])
             .estimate("cpu", 1, "bfloat16")
             .times.profile(1000, 8)
             for each in (times, told_wrong)
         ]
         assert whole_steps(found[1]) == pytest.approx(whole_steps(found[0]), rel=1e-6)
+
+    @given(laws.map(lambda law: replace(law, pcie=False)), st.floats(4.1, 50.0))
+    def test_a_cpu_without_instructions_for_16_bit_tells_nothing_of_32_by_it(self, law: Law, slower: float) -> None:
+        """Its 16 bit is slower on two cores than its 32 bit on one: each precision divides its own time by cores."""
+        fast, slow = law.at(1).profile(1000, 8), law.at(1).profile(1000, 8).slower(slower)
+        some = Estimator(SMALL, [_of_cpu(2, "bfloat16", slow), _of_cpu(1, "float32", fast)])
+        for cores, dtype, own in ((1, "bfloat16", slow), (2, "float32", fast)):
+            found = whole_steps(some.estimate("cpu", cores, dtype).times.profile(1000, 8))
+            gained = [x / y if cores == 1 else y / x for x, y in zip(found, whole_steps(own), strict=True)]
+            assert all(1.8 < times_faster < 2 for times_faster in gained)
 
     def test_a_ratio_that_was_measured_goes_before_bytes(self) -> None:
         known = [measured("cpu", 1), measured("cpu", 1, 1.3, dtype="float32"), measured("cpu", 2, 0.7)]
