@@ -14,7 +14,7 @@ class Device:
     Attributes:
         label: what it is.
         profile: its times by least squares, KV memory, and vLLM's default ``max_num_seqs`` as seats.
-        speed: how many times faster than real it runs unless told otherwise: a run then takes about half a minute.
+        speed: how many times faster than real it runs unless told otherwise: a run then takes about a minute.
     """
 
     label: str
@@ -28,7 +28,7 @@ DEVICES = {
     "rtx4090": Device(
         "RTX 4090, Llama-3.1-8B",
         Profile(0.01171, 6.098e-05, 1.475e-08, 0.01688, 4.019e-05, 1.561e-07, kv_tokens=41_408, seats=256),
-        speed=7,
+        speed=3.5,
     ),
     # Layer times published with Helix (ASPLOS '25, Apache-2.0), scaled to the model; KV memory: 0.9 of the device's
     # less weights and 1.5 GB, at 128 KiB a token.
