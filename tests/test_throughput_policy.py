@@ -293,6 +293,13 @@ class TestWhatFits:
             tokens = p.prompt_tokens + p.output_tokens
             assert kind_of(devices[p.device]).can_hold(tokens) or tokens > max(memories)
 
+    def test_a_class_passed_over_for_a_job_too_long_does_not_hide_that_another_has_run_out(self) -> None:
+        large = device("a", replace(PROFILE, seats=2, kv_tokens=2680))
+        small = device("b", replace(PROFILE, seats=2, kv_tokens=1011))
+        waiting = [candidate(i, *size) for i, size in enumerate([(2450, 238), (2450, 340), (2319, 238)])]
+        placed = decide(waiting, large, small, whole=False)
+        assert [p.device for p in placed] == ["a", "b"]  # b's is one that nobody can hold
+
     def test_the_context_length_is_a_limit_too(self) -> None:
         short, long = device("a", PROFILE, context_tokens=500), device("b", slower(PROFILE, 50))
         placed = decide(many(3, 400, 200), short, long)

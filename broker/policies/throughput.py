@@ -130,8 +130,9 @@ class _Pull:
         return offer.slots_left > 0
 
     def _one(self, offer: Offer, shares: KindShares | None) -> Placement | None:
-        gone: set[ClassKey] = self._gone
+        passed_over: set[ClassKey] = set()
         while True:
+            gone = self._gone | passed_over if passed_over else self._gone
             key, reason = self._shares.choose(offer, shares, self._line.by_class, gone, self._turn.now)
             if key is None:
                 return None
@@ -144,7 +145,7 @@ class _Pull:
             prompt_tokens, output_tokens = candidate[1], candidate[2]
             if self._shares.suits(shares, prompt_tokens + output_tokens):
                 break
-            gone = {*gone, key}  # its next job is longer than those that the plan was made for
+            passed_over.add(key)  # its next job is longer than those that the plan was made for
         if not offer.fits(candidate):
             offer.blocked = True
             return None
