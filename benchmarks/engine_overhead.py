@@ -26,7 +26,7 @@ from benchmarks.report import Report, Row, Value, at_least, note, options_parser
 from tokenyard.demo_model import DEMO_MODEL_NAMES, prepare_demo_model
 from tokenyard.local_cluster import usable_cores
 from tokenyard.paths import model_cache
-from workers.engines.cpu_precision import cpu_has_bfloat16
+from workers.engines.cpu_precision import cpu_dtype
 
 _QUESTIONS = Path(__file__).parents[1] / "examples" / "questions.jsonl"
 _TOKENYARD, _RUN_BATCH = "tokenyard", "vllm run-batch"
@@ -131,7 +131,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--lines", type=at_least(1), default=200, help="requests to run; the file's are repeated")
     parser.add_argument("--max-tokens", type=at_least(1), default=64, help="most output tokens of each")
     parser.add_argument("--model", default="demo", help="directory of the model; 'demo' for the demo's")
-    dtype = "bfloat16" if cpu_has_bfloat16() else "float32"
+    dtype = cpu_dtype()
     parser.add_argument("--dtype", default=dtype, help="precision; without it, the best that this CPU has")
     parser.add_argument("--seats", type=at_least(1), default=64, help="max_num_seqs")
     parser.add_argument("--context", type=at_least(1), default=2048, help="max_model_len")

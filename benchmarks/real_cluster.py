@@ -29,7 +29,7 @@ from benchmarks.real.processes import MODEL, RealCluster, real_cluster
 from benchmarks.real.questions import Questions, read_questions
 from benchmarks.report import Report, at_least, note, options_parser, run_benchmark, server_name
 from tokenyard.local_cluster import WorkerSpec, usable_cores
-from workers.engines.cpu_precision import cpu_has_bfloat16
+from workers.engines.cpu_precision import cpu_dtype
 
 _POLICY, _BASELINE = "throughput", "round_robin"
 
@@ -41,7 +41,7 @@ async def main(options: argparse.Namespace) -> Report:
     measured: dict[int, Measured] = {}
     server = ""
     for count in options.workers:
-        specs = fleet(count, usable_cores(), bfloat16=cpu_has_bfloat16())
+        specs = fleet(count, usable_cores(), cpu_dtype())
         async with real_cluster() as cluster:
             server = await server_name(cluster.client.redis)
             measured[count] = await _measure(cluster, specs, questions, options)

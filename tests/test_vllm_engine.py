@@ -24,7 +24,7 @@ from openai.types.chat import ChatCompletion
 from tokenyard.demo_model import prepare_demo_model
 from tokenyard.paths import model_cache
 from workers.engines.base import Engine, EngineRequest, EngineStartError, EngineUnavailableError, StreamingEngine
-from workers.engines.cpu_precision import cpu_has_bfloat16
+from workers.engines.cpu_precision import cpu_dtype
 from workers.engines.vllm import VllmEngine
 from workers.engines.vllm_options import VllmOptions
 
@@ -38,7 +38,7 @@ pytestmark = [
 SMALL = VllmOptions(
     model="(the demo's)",
     served_names=("smol", "SmolLM2"),
-    dtype="bfloat16" if cpu_has_bfloat16() else "float32",
+    dtype=cpu_dtype(),
     seats=8,
     context_tokens=1024,
     kv_gib=0.25,

@@ -45,15 +45,15 @@ class WorkerSpec:
     options: tuple[str, ...]
 
 
-def demo_workers(cores: Sequence[int], *, bfloat16: bool) -> list[WorkerSpec]:
+def demo_workers(cores: Sequence[int], dtype: str) -> list[WorkerSpec]:
     """Two vLLM workers of unequal capacity, a core each: precision, seats and KV space differ.
 
     Args:
         cores: that may be used.
-        bfloat16: whether they have instructions for it; without, both compute in float32.
+        dtype: that they compute fastest. Where it is float32, the slow worker has that too, and fewer seats.
     """
     first, second = cores[0], cores[-1]
-    dtype, fewer = ("bfloat16", 8) if bfloat16 else ("float32", 4)
+    fewer = 4 if dtype == "float32" else 8
     fast = f"--dtype {dtype} --seats 32 --kv-gib 0.5 --context 2048 --eager --cores {first}"
     slow = f"--dtype float32 --seats {fewer} --kv-gib 0.25 --context 2048 --eager --cores {second}"
     return [WorkerSpec("fast", tuple(fast.split())), WorkerSpec("slow", tuple(slow.split()))]

@@ -18,7 +18,7 @@ from benchmarks.cluster import Process
 from broker.profiles import ProfileValues
 from broker.throughput import Profile
 from tokenyard.local_cluster import demo_workers, usable_cores
-from workers.engines.cpu_precision import cpu_has_bfloat16
+from workers.engines.cpu_precision import cpu_dtype
 
 POOL = "chaos"
 #: A step of the simulated devices (seconds).
@@ -171,7 +171,7 @@ def attached_engines(urls: Sequence[str], seats: int) -> list[list[str]]:
 def vllm_engines() -> list[list[str]]:
     """Options of the demo's two workers, which serve its model under the name that the jobs call."""
     words = ["--model", "demo", "--served-name", MODEL]
-    return [[*words, *spec.options] for spec in demo_workers(usable_cores(), bfloat16=cpu_has_bfloat16())]
+    return [[*words, *spec.options] for spec in demo_workers(usable_cores(), cpu_dtype())]
 
 
 def seats_for(jobs_per_s: float, workers: int) -> int:

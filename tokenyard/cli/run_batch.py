@@ -20,7 +20,7 @@ from tokenyard.local_cluster import demo_workers, parse_worker, usable_cores
 from tokenyard.views.progress import ProgressView
 from tokenyard.views.summary import summary_line, summary_table
 from tokenyard.views.text import counted
-from workers.engines.cpu_precision import cpu_has_bfloat16
+from workers.engines.cpu_precision import cpu_dtype
 
 
 def add_to(app: typer.Typer) -> None:
@@ -69,7 +69,7 @@ async def _run(
 ) -> int:
     make_policy(settings.policy)  # an unknown one is refused before anything is started
     specs = [parse_worker(text, number) for number, text in enumerate(workers, 1)]
-    specs = specs or demo_workers(usable_cores(), bfloat16=cpu_has_bfloat16())
+    specs = specs or demo_workers(usable_cores(), cpu_dtype())
     if len({spec.name for spec in specs}) < len(specs):
         raise UsageError("two workers have the same name: give each its own, as in --worker 'fast: --seats 32'")
     if names != names_of(model):

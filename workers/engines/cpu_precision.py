@@ -1,4 +1,4 @@
-"""Which precision this machine's CPU computes in hardware."""
+"""Which precision this machine's CPU computes fastest."""
 
 from __future__ import annotations
 
@@ -13,15 +13,10 @@ _FLAGS = re.compile(r"^(?:flags|Features)\s*:(?P<flags>.*)$", re.MULTILINE)
 _CPUINFO = Path("/proc/cpuinfo")
 
 
-def computes_bfloat16(flags: Collection[str]) -> bool:
-    """Whether a CPU of these flags, as Linux names them, has instructions for bfloat16. No flags: nothing is known,
-    and it is taken to have them."""
-    return not flags or not _BFLOAT16.isdisjoint(flags)
-
-
-def is_slow(dtype: str, *, bfloat16: bool) -> bool:
-    """Whether a CPU, with such instructions or without, computes a precision slower than float32."""
-    return dtype in ("bfloat16", "float16") and not bfloat16
+def fast_dtype(flags: Collection[str]) -> str:
+    """The precision that a CPU of these flags, as Linux names them, computes fastest: ``bfloat16`` where it has
+    instructions for that or says nothing of itself, else ``float32``."""
+    return "float32" if flags and _BFLOAT16.isdisjoint(flags) else "bfloat16"
 
 
 def cpu_flags(cpuinfo: str) -> frozenset[str]:
@@ -30,9 +25,9 @@ def cpu_flags(cpuinfo: str) -> frozenset[str]:
     return frozenset(found["flags"].split()) if found else frozenset()
 
 
-def cpu_has_bfloat16() -> bool:
-    """Whether this machine's CPU has instructions for bfloat16; where it does not say, it is taken to."""
+def cpu_dtype() -> str:
+    """The precision that this machine's CPU computes fastest, see ``fast_dtype``."""
     try:
-        return computes_bfloat16(cpu_flags(_CPUINFO.read_text()))
+        return fast_dtype(cpu_flags(_CPUINFO.read_text()))
     except OSError:
-        return True
+        return fast_dtype(())

@@ -27,7 +27,7 @@ from workers.engines.base import (
     Load,
     Tell,
 )
-from workers.engines.cpu_precision import cpu_has_bfloat16, is_slow
+from workers.engines.cpu_precision import cpu_dtype
 from workers.engines.vllm_counters import VllmCounters
 from workers.engines.vllm_options import VllmOptions
 from workers.engines.vllm_process import (
@@ -100,7 +100,7 @@ class VllmEngine:
         gc.collect()
         gc.freeze()
         capacity = self._measure_capacity()
-        if capacity.device.startswith("cpu ") and is_slow(capacity.dtype, bfloat16=cpu_has_bfloat16()):
+        if capacity.device.startswith("cpu ") and capacity.dtype != "float32" and cpu_dtype() == "float32":
             log.warning("this CPU has no instructions for %s: --dtype float32 is several times faster", capacity.dtype)
         return capacity
 
