@@ -115,6 +115,8 @@ def test_it_finds_what_trying_everything_finds(
     with patch("planner.search.Program", partial(Program, large=0)):  # by way of the relaxation
         again = search(types, mix, gap=0.0)
     assert again.best.jobs_per_s == pytest.approx(found.best.jobs_per_s, rel=GAP)
+    if again.best.machines != found.best.machines:
+        return  # two plans are as good, and each has its own runner-up
     assert (again.runner_up is None) == (found.runner_up is None)
     if found.runner_up is not None and again.runner_up is not None:
         assert again.runner_up.jobs_per_s == pytest.approx(found.runner_up.jobs_per_s, rel=3e-3)
