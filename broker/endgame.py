@@ -8,7 +8,7 @@ but idle, and copied to one that has room for it and will be done before the job
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from heapq import nlargest, nsmallest
 
@@ -28,8 +28,9 @@ _FEW, _FEW_SHARE = 2, 0.01
 _MOST_RUNS, _MOST_OFFERS = 64, 16
 _SOME_STEPS = 100
 #: A job that outlasts its prediction is taken to need this share of what it has done again: lengths that nobody could
-#: predict have long tails, and the longer a job has run, the longer it still will.
-_OVERTIME = 0.5
+#: predict have long tails, and the longer a job has run, the longer it still will. It does where it has done so many
+#: times as many steps as predicted, and some more: when it began is not known to the step.
+_OVERTIME, _OVERDUE, _OVERDUE_STEPS = 0.5, 1.1, 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,11 +69,7 @@ def end_game(cluster: Cluster, copied: Container[str], round_trip_s: float) -> E
         _recall(device, idle, decided)
     if decided.recalls:  # these go first: what room they leave is for copies
         return decided
-    runs = [
-        (_steps_left(device, job) * device.seconds_a_step, device, job)
-        for device in devices
-        for job in device.in_flight.values()
-    ]
+    runs = [run for device in devices for run in _runs(device)]
     ends = _ends(runs)
     worth_a_look = _worth_a_look(offers, ends)
     for left, device, job in nlargest(_MOST_RUNS, runs, key=lambda run: run[0]):
@@ -101,6 +98,25 @@ def _recall(device: Device, offers: Sequence[Offer], decided: EndGame) -> None:
         )
         if min(there, default=here) < _WORTHWHILE * here:
             decided.recalls.setdefault(device.name, []).append(job.job_id)
+
+
+def _runs(device: Device) -> Iterator[tuple[float, Device, InFlight]]:
+    """Seconds that each job of a device still takes there.
+
+    Nothing comes to take the seats of those that end, so the steps grow shorter, as the profile says. What is overdue
+    is no better known than to the present step.
+    """
+    kind = device.kind
+    if kind is None:
+        return
+    running, context, seconds, steps = len(device.in_flight), device.tokens_in_flight, 0.0, 0.0
+    by_end = sorted(((_steps_left(device, job), job) for job in device.in_flight.values()), key=lambda run: run[0])
+    for more, (left, job) in enumerate(by_end):
+        seats = min(running - more, device.heartbeat.seats)
+        seconds += (left - steps) * kind.profile.decode_step_seconds(seats, max(context, 0)) * kind.slowdown
+        steps = left
+        context -= job.prompt_tokens + job.output_tokens
+        yield (left * device.seconds_a_step if _is_overdue(device, job) else seconds), device, job
 
 
 def _ends(runs: Iterable[tuple[float, Device, InFlight]]) -> dict[str, float]:
@@ -152,9 +168,14 @@ def _waiting(job: InFlight) -> WaitingJob:
 def _steps_left(device: Device, job: InFlight) -> float:
     """Steps that a job in flight still takes where it is."""
     done = _steps_done(device, job)
-    if done <= job.output_tokens:
-        return job.output_tokens - done
+    if not _is_overdue(device, job):
+        return max(job.output_tokens - done, 1.0)
     return min(_OVERTIME * done, max(job.max_tokens - done, 1.0) if job.max_tokens else float("inf"))
+
+
+def _is_overdue(device: Device, job: InFlight) -> bool:
+    """Whether a job has outlasted its prediction."""
+    return _steps_done(device, job) > _OVERDUE * job.output_tokens + _OVERDUE_STEPS
 
 
 def _steps_done(device: Device, job: InFlight) -> float:

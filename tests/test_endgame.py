@@ -79,6 +79,13 @@ class TestCopies:
         behind = busy(device("behind", replace(PROFILE, kv_tokens=100_000)), [(100, steps)])
         assert end(slow, behind) == NOTHING
 
+    def test_not_where_the_batch_it_is_in_thins_out_before_it(self) -> None:
+        crowd = replace(PROFILE, decode_d=0.001, decode_e=0.02)
+        idle = device("idle", slower(crowd, 2))
+        for steps, moves in ((10, False), (400, True)):
+            among_others = busy(device("a", crowd), [(100, 500), *[(100, steps)] * 7])
+            assert (("busy.a0", "a", "idle") in copies(end(among_others, idle))) == moves
+
     def test_not_for_a_job_that_is_nearly_done(self) -> None:
         slow = busy(device("slow", slower(PROFILE, 20)), [(100, 500)])
         slow.calendar.advance(495.0)
@@ -88,6 +95,11 @@ class TestCopies:
         slow = busy(device("slow", slower(PROFILE, 50)), [(100, 500)])
         slow.calendar.advance(600.0)
         assert copies(end(slow, device("idle", PROFILE))) == [("busy.slow0", "slow", "idle")]
+
+    def test_one_that_is_only_a_few_steps_late_is_about_to_end(self) -> None:
+        slow = busy(device("slow", slower(PROFILE, 50)), [(100, 500)])
+        slow.calendar.advance(520.0)
+        assert end(slow, device("idle", PROFILE)) == NOTHING
 
     def test_the_longer_it_has_outlasted_it_the_longer_it_will(self) -> None:
         slow = busy(device("slow", slower(PROFILE, 5)), [(100, 10)])
