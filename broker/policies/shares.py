@@ -32,6 +32,8 @@ _GONE = 0.7
 _URGENT = 0.5
 #: A device out of jobs of its own takes others' where it would be done within this share of the time that all need.
 _SPARE = 0.9
+#: And where it would be if the job had so many times the steps that are foretold: of two jobs, one is longer.
+_LONGER = 1.5
 #: A job that costs no more than this, in seconds of the cluster, costs nothing.
 _NOTHING = 1e-12
 #: What came and went lately tells of what will come, too; with each look what went before counts for this much.
@@ -155,9 +157,9 @@ class Shares:
         return best
 
     def _duration(self, offer: Offer, key: ClassKey) -> float:
-        """Seconds a job of that class would take there, with the batch as it is."""
+        """Seconds that a long job of that class would take there, with the batch as it is."""
         work = self._work.get(key)
-        return predicted_seconds(offer, work.prompt, work.steps + 1) if work is not None else 0.0
+        return predicted_seconds(offer, work.prompt, _LONGER * work.steps + 1) if work is not None else 0.0
 
     def _cost(self, offer: Offer, key: ClassKey) -> float:
         """Seconds of the device that a job of that class takes, with all that is its own."""
