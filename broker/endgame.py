@@ -17,6 +17,7 @@ from broker.cluster import Cluster, Device, InFlight
 from broker.jobs import WaitingJob
 from broker.policies.base import Candidate, Offer
 from broker.policies.outlook import own_seconds, predicted_seconds
+from broker.throughput import DeviceKind
 
 #: A job is moved or copied only where it would end within this share of the time that it still has to go.
 _WORTHWHILE = 0.7
@@ -104,19 +105,28 @@ def _runs(device: Device) -> Iterator[tuple[float, Device, InFlight]]:
     """Seconds that each job of a device still takes there.
 
     Nothing comes to take the seats of those that end, so the steps grow shorter, as the profile says. What is overdue
-    is no better known than to the present step.
+    is no better known than to the present step; nor is anything on a device that stalls.
     """
     kind = device.kind
     if kind is None:
         return
     running, context, seconds, steps = len(device.in_flight), device.tokens_in_flight, 0.0, 0.0
+    stalls = _stalls(device, kind)
     by_end = sorted(((_steps_left(device, job), job) for job in device.in_flight.values()), key=lambda run: run[0])
     for more, (left, job) in enumerate(by_end):
         seats = min(running - more, device.heartbeat.seats)
         seconds += (left - steps) * kind.profile.decode_step_seconds(seats, max(context, 0)) * kind.slowdown
         steps = left
         context -= job.prompt_tokens + job.output_tokens
-        yield (left * device.seconds_a_step if _is_overdue(device, job) else seconds), device, job
+        as_now = stalls or _is_overdue(device, job)
+        yield (left * device.seconds_a_step if as_now else seconds), device, job
+
+
+def _stalls(device: Device, kind: DeviceKind) -> bool:
+    """Whether its steps take longer than such as are full of prompts would."""
+    longest = kind.profile.prefill_seconds(device.max_batched_tokens)
+    longest += kind.profile.decode_step_seconds(device.heartbeat.seats, kind.profile.kv_tokens)
+    return device.seconds_a_step > longest * kind.slowdown
 
 
 def _ends(runs: Iterable[tuple[float, Device, InFlight]]) -> dict[str, float]:
