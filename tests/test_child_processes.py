@@ -29,12 +29,18 @@ async def test_after_it():
     await eventually(lambda: gone(started[0].pid), "the process is gone")
 """
 _IS_KILLED = """
-import asyncio, os, signal
+import asyncio, os, signal, subprocess
+import psutil
 from child_processes import start_process
+from cluster_fixtures import eventually
 
-process = asyncio.run(start_process("sleep", "600"))
-print(process.pid, flush=True)
-os.kill(os.getpid(), signal.SIGKILL)
+async def start_and_be_killed():
+    process = await start_process("sleep", "600", stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    await eventually(lambda: psutil.Process(process.pid).name() == "sleep", "setpriv has become the program")
+    print(process.pid, flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+asyncio.run(start_and_be_killed())
 """
 
 
