@@ -30,6 +30,13 @@ _OUTLIER_SHARE = 0.2
 #: Least absolute errors are found by this many rounds of least squares; errors below the small one count the same.
 _REWEIGHTINGS = 8
 _SMALL_ERROR = 0.005
+#: A token of a prompt costs at most this share more for each two tokens of context (c over b). By the operations it is
+#: a twelfth of one over the model's width, and attention is no more than some times slower than the rest: no measured
+#: GPU is above half of this. Few and short prompts do not tell c from b, and a guess ruins what is predicted.
+_MOST_SQUARES = 1e-3
+#: A decode step's fixed time d reads the weights, and f a token's keys and values: f is at most this share of d. By the
+#: bytes it is 2e-6 (Llama 70B) to 1e-4 (SmolLM2 135M), and no measured GPU is above 5e-5.
+_MOST_CONTEXT = 4e-4
 #: The standard deviation of a normal distribution over the median of the absolute deviations.
 _SIGMA_PER_MEDIAN = 1.4826
 
@@ -89,7 +96,8 @@ class Fit(NamedTuple):
 
 
 def fit_profile(points: Iterable[Point], *, kv_tokens: int, seats: int) -> Fit:
-    """Least squares of the relative errors, no coefficient below zero (Lawson and Hanson's NNLS).
+    """Least squares of the relative errors, no coefficient below zero (Lawson and Hanson's NNLS), c bounded by b
+    and f by d.
 
     Repeated points count once, by their median; each kind of point weighs the same, however many there are. A first
     fit is of least absolute errors (by iterated reweighting), which few disturbed points do not pull; what lies far
@@ -139,9 +147,9 @@ def _solve(points: Sequence[Point], weights: _Matrix, kv_tokens: int, seats: int
     prefills, decodes, mixed, others = terms[:, 0], terms[:, 1], terms[:, 2], terms[:, 3:]
     none = np.zeros_like(mixed)
     solutions = [
-        _nnls(np.column_stack([prefills + mixed, decodes, others]), weights, seconds),
-        _nnls(np.column_stack([prefills, decodes + mixed, others]), weights, seconds),
-        _nnls(np.column_stack([prefills + decodes + mixed, none, others]), weights, seconds),
+        _bounded(prefills + mixed, decodes, others, weights, seconds),
+        _bounded(prefills, decodes + mixed, others, weights, seconds),
+        _bounded(prefills + decodes + mixed, none, others, weights, seconds),
     ]
     solutions[2][1] = solutions[2][0]
     profiles = [
@@ -149,6 +157,20 @@ def _solve(points: Sequence[Point], weights: _Matrix, kv_tokens: int, seats: int
         for a, d, b, c, e, f in (map(float, solution) for solution in solutions)
     ]
     return min(profiles, key=lambda profile: _loss(points, weights * seconds, profile))
+
+
+def _bounded(a: _Matrix, d: _Matrix, others: _Matrix, weights: _Matrix, seconds: _Matrix) -> _Matrix:
+    """Coefficients a, d, b, c, e, f, none of them negative, c and f within their bounds.
+
+    What is solved for is how far b and d are above the least that goes with c and with f.
+    """
+    b, c, e, f = others.T
+    fixed = d if d.any() else a
+    columns = np.column_stack([a, d, b, c + b / _MOST_SQUARES, e, f + fixed / _MOST_CONTEXT])
+    found = _nnls(columns, weights, seconds)
+    found[1 if d.any() else 0] += found[5] / _MOST_CONTEXT
+    found[2] += found[3] / _MOST_SQUARES
+    return found
 
 
 def _nnls(columns: _Matrix, weights: _Matrix, seconds: _Matrix) -> _Matrix:

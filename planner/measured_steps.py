@@ -21,6 +21,8 @@ from planner.fit import Point, Terms
 
 #: Decode steps of one and the same batch, up to this many, make one point: the median of their times.
 _WINDOW = 12
+#: Steps that read prompts shorter than this (tokens) make none: what each request takes to come in is more than that.
+_LEAST_PROMPT = 16
 #: Fewer than this make none: a median of one or two steps is as uncertain as these are.
 _WINDOW_LEAST = 3
 #: The time between two steps counts as the step's own where it is longer than what the engine tells by this factor:
@@ -185,6 +187,7 @@ def _points_of_steps(observation: Observation, host_s: float) -> list[Point]:
     replay = _Replay(observation.load)
     points: list[Point] = []
     window: list[tuple[Terms, float]] = []
+    tells_of_prompts = observation.load.requests[0].prompt >= _LEAST_PROMPT
     times = _step_seconds(observation.steps, host_s)
     for step, seconds in zip(observation.steps, times, strict=True):
         terms = replay.terms(step)
@@ -196,7 +199,7 @@ def _points_of_steps(observation: Observation, host_s: float) -> list[Point]:
             continue
         if terms.decodes:
             window.append((terms, seconds))
-        else:
+        elif tells_of_prompts:
             points.append(Point("mixed" if terms.mixed else "prefill", terms, seconds))
     return [*points, *_merge(window)]
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import NamedTuple, Protocol
 
 from broker.engine_steps import EngineStep
 from broker.errors import TokenyardError
 from planner.fit import Fit, Point, fit_profile
 from planner.measured_steps import EngineLimits, Lengths, Load, Observation, points_of, terms_of
-from planner.profiling_plan import first_loads, further_loads, warm_up
+from planner.profiling_plan import first_batch, first_loads, further_loads, warm_up
 from planner.saturation import Filling, Part, Served, Stretch, filling, parts_of, put_right
 
 log = logging.getLogger(__name__)
@@ -20,6 +21,8 @@ log = logging.getLogger(__name__)
 _OUTPUT_TOKENS = 24
 #: The share of the time for which an engine that tells its steps is kept full.
 _SATURATED_SHARE = 0.4
+#: And the share that the first batch may take.
+_FIRST_BATCH_SHARE = 0.2
 
 
 class ProfilingError(TokenyardError):
@@ -85,9 +88,12 @@ async def measure(bench: Bench, limits: EngineLimits, *, budget_s: float) -> Mea
     for load in warm_up(limits):
         await session.run(load)
     session.observations.clear()
-    first = first_loads(limits, _OUTPUT_TOKENS)
+    first = first_loads(limits)
     for load in first:
         await session.run(load)
+    if (batch := first_batch(limits, session.predicted, budget_s * _FIRST_BATCH_SHARE)) is not None:
+        await session.run(batch)
+        first.append(batch)
     by_steps = any(point.kind != "whole" for point in session.points())
     further = [load for load in further_loads(limits, _OUTPUT_TOKENS) if by_steps or load.together]
     until_s = budget_s * (1 - _SATURATED_SHARE if by_steps else 1)
@@ -125,6 +131,15 @@ class _Session:
             return fit_profile(self.points(), kv_tokens=self._limits.kv_tokens, seats=self._limits.seats)
         except ValueError as error:
             raise ProfilingError(f"the engine cannot be measured: {error}") from None
+
+    def predicted(self, load: Load) -> float:
+        """Seconds that a load will take, where no batch was measured yet.
+
+        One request tells a step's fixed time and what it adds itself as their sum alone; it adds about as much as a
+        token of a prompt, which takes the same operations.
+        """
+        profile = self.fit().profile
+        return terms_of(load, self._limits).seconds(replace(profile, decode_e=max(profile.decode_e, profile.prefill_b)))
 
     async def run_cheapest(self, loads: Iterable[Load], until_s: float) -> None:
         """Run these loads, cheapest first by what is known by then, until the next would end after so long."""

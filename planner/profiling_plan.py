@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from planner.measured_steps import EngineLimits, Lengths, Load
 
 _PROMPTS = (32, 128, 512, 2048, 8192)
 _CONTEXTS = (32, 256, 1024, 4096)
 _PREFILL_REPEATS = 2
+#: The first loads are short: a slow engine may have time for no others. So many tokens are a median's worth of steps.
+_FIRST_OUTPUT = 12
+#: The full batch among them: its prompts and answers (tokens), and the most and fewest requests.
+_BATCH_PROMPT, _BATCH_OUTPUT, _BATCHES = 8, 8, (32, 16, 8, 4, 2)
 #: Requests of the mixed load at once, at most, and their prompts (tokens).
 _MIXED_SEATS = 16
 _MIXED_PROMPT = 128
@@ -21,11 +25,25 @@ def warm_up(limits: EngineLimits) -> list[Load]:
     return [load for load in (_alike(1, 32, 2), _alike(min(4, limits.seats), 32, 2)) if _fits(load, limits)]
 
 
-def first_loads(limits: EngineLimits, output_tokens: int) -> list[Load]:
-    """The least that a profile can be fitted to: two lengths of prefill, two batches of decoding."""
-    shapes = [(1, 32, 1), (1, 128, 1), (1, 32, output_tokens), (min(4, limits.seats), 32, output_tokens)]
-    loads = [_alike(*shape) for shape in shapes]
+def first_loads(limits: EngineLimits) -> list[Load]:
+    """The least that a profile can be fitted to, with a batch (see ``first_batch``): two lengths of prefill, decoding
+    alone."""
+    loads = [_alike(1, 32, 1), _alike(1, 128, 1), _alike(1, 32, _FIRST_OUTPUT)]
     return [load for load in loads if _fits(load, limits)] or [_alike(1, 1, 2)]
+
+
+def first_batch(limits: EngineLimits, seconds: Callable[[Load], float], most_s: float) -> Load | None:
+    """The largest batch there is time for: what a request adds to a step shows where there are many.
+
+    Args:
+        limits: what the engine can hold.
+        seconds: how long a load will take, as far as that is known.
+        most_s: how long it may take; the smallest batch may take longer.
+    """
+    sizes = {min(size, limits.seats) for size in _BATCHES} - {1}
+    batches = [_alike(size, _BATCH_PROMPT, _BATCH_OUTPUT) for size in sorted(sizes, reverse=True)]
+    batches = [batch for batch in batches if _fits(batch, limits)]
+    return next((batch for batch in batches if seconds(batch) <= most_s), batches[-1] if batches else None)
 
 
 def further_loads(limits: EngineLimits, output_tokens: int) -> list[Load]:

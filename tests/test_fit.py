@@ -28,10 +28,10 @@ profiles = st.builds(
     Profile,
     _coefficient(1e-3, 0.1),
     _coefficient(1e-5, 1e-3),
-    _coefficient(1e-9, 1e-7),
+    _coefficient(1e-9, 1e-8),
     _coefficient(1e-3, 0.1),
     _coefficient(1e-5, 1e-3),
-    _coefficient(1e-8, 1e-5),
+    _coefficient(1e-8, 4e-7),
     kv_tokens=st.just(KV),
     seats=st.just(SEATS),
 )
@@ -69,6 +69,16 @@ def test_noisy_times_give_a_profile_that_predicts_the_true_ones(profile: Profile
     noisy = [point for repeat in range(3) for point in points(profile, 0.03, seed + repeat)]
     fitted = fit_profile(noisy, kv_tokens=KV, seats=SEATS).profile
     assert max(abs(relative_error(point, fitted)) for point in points(profile)) < 0.15
+
+
+@settings(deadline=None)
+@given(profiles, st.lists(st.tuples(st.integers(1, 64), st.floats(0.5, 2)), min_size=1, max_size=6))
+def test_a_token_costs_at_most_so_much_more_for_its_context(profile: Profile, found: list[tuple[int, float]]) -> None:
+    """However few short prompts were measured, and however badly."""
+    terms = [(Terms(prefills=1, prompt=n, squares=n * n), factor) for n, factor in found]
+    points = [Point("prefill", t, t.seconds(profile) * factor) for t, factor in terms]
+    fit = fit_profile(points, kv_tokens=KV, seats=SEATS).profile
+    assert fit.prefill_c <= fit.prefill_b * 1e-3 * (1 + 1e-9)
 
 
 @settings(deadline=None)

@@ -20,7 +20,7 @@ from broker.errors import UsageError
 from broker.throughput import Profile
 from planner.measured_steps import EngineLimits, Lengths, Load
 from planner.profiler import Measurement, ProfilingError, measure
-from planner.profiling_plan import first_loads, further_loads, warm_up
+from planner.profiling_plan import first_batch, first_loads, further_loads, warm_up
 from tokenyard.engine_bench import EngineBench
 from tokenyard.engine_choice import EngineChoice, EngineKind, build_engine
 from tokenyard.engine_profiling import profile_engine
@@ -70,10 +70,10 @@ profiles = st.builds(
     Profile,
     st.floats(2e-3, 0.1),
     st.floats(1e-5, 1e-3),
-    st.floats(1e-9, 1e-7),
+    st.floats(1e-9, 1e-8),
     st.floats(2e-3, 0.1),
     st.floats(1e-5, 1e-3),
-    st.floats(1e-8, 1e-5),
+    st.floats(1e-8, 8e-7),
     kv_tokens=st.just(40_000),
     seats=st.sampled_from([16, 24]),
 )
@@ -147,8 +147,10 @@ class CountingBench:
     EngineLimits(16, 4, 2, 0),
 ])  # fmt: skip
 def test_no_load_is_more_than_the_engine_holds(limits: EngineLimits) -> None:
-    loads = [*warm_up(limits), *first_loads(limits, 24), *further_loads(limits, 24)]
+    loads = [*warm_up(limits), *first_loads(limits), *further_loads(limits, 24)]
     assert loads
+    batches = (first_batch(limits, lambda load: load.concurrency * 0.1, most_s) for most_s in (0.0, 1.0, 10.0))
+    loads += [batch for batch in batches if batch is not None]
     for load in loads:
         assert load.concurrency <= limits.seats
         held = [request.prompt + request.output for request in load.requests]
@@ -163,9 +165,24 @@ def test_a_slow_engine_gets_the_first_loads_only() -> None:
     limits = EngineLimits(100_000, 64, 4096, 2048)
     bench = CountingBench(seconds=20)
     found = in_virtual_time(measure(bench, limits, budget_s=45))
-    expected = [*warm_up(limits), *first_loads(limits, 24)]
+    batch = first_batch(limits, lambda load: 99.0, 1.0)
+    assert batch is not None
+    assert batch.concurrency == 2
+    expected = [*warm_up(limits), *first_loads(limits), batch]
     assert bench.asked == [request for load in expected for request in load.requests]
-    assert found.loads == len(first_loads(limits, 24))
+    assert found.loads == len(first_loads(limits)) + 1
+
+
+def test_the_first_batch_is_as_large_as_there_is_time_for() -> None:
+    limits = EngineLimits(100_000, 24, 4096, 2048)
+
+    def size(most_s: float) -> int:
+        batch = first_batch(limits, lambda load: load.concurrency * 0.1, most_s)
+        assert batch is not None
+        return batch.concurrency
+
+    assert [size(most_s) for most_s in (9.0, 2.5, 2.3, 1.0, 0.1)] == [24, 24, 16, 8, 2]
+    assert first_batch(limits._replace(seats=1), lambda load: 0.0, 1.0) is None
 
 
 def test_no_more_run_at_once_than_the_engine_has_seats() -> None:

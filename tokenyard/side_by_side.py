@@ -13,6 +13,8 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import psutil
+
 from broker.errors import TokenyardError, UsageError
 
 _LOOK_S = 0.05
@@ -30,7 +32,8 @@ async def side_by_side(
 ) -> AsyncGenerator[Callable[[], Awaitable[None]]]:
     """Meet others within the block: what it gives waits until ``count`` processes, this one included, wait for it.
 
-    Then it waits until those of lower turns have left their blocks.
+    Then it waits until those of lower turns have left their blocks, and their processes have ended: that takes time,
+    too, of the cores that are to be measured.
 
     Args:
         folder: of the lock files, the same for all; made if missing.
@@ -45,7 +48,7 @@ async def side_by_side(
     """
     held: list[int] = []
     slots = [folder / f"beside-{number}.lock" for number in range(count)]
-    met, mine = folder / "beside.met", f"{secrets.token_hex(8)}:{turn}"
+    met, mine = folder / "beside.met", f"{secrets.token_hex(8)}:{turn}:{os.getpid()}"
 
     async def meet() -> None:
         if count < 2:
@@ -115,14 +118,27 @@ def _who_met(slots: list[Path], met: Path, mine: str) -> list[str] | None:
 
 
 def _is_earlier_there(slots: list[Path], there: list[str], turn: int) -> bool:
-    """Whether one of a lower turn is still in its slot, and nobody else in its place."""
-    earlier = [(slot, who) for slot, who in zip(slots, there, strict=True) if _turn_of(who) < turn]
-    return any(_is_taken(slot) and slot.read_text() == who for slot, who in earlier)
+    """Whether one of a lower turn is still in its slot, and nobody else in its place; or ending."""
+    earlier = [(slot, who) for slot, who in zip(slots, there, strict=True) if _number(who, 1, 1) < turn]
+    if any(_is_taken(slot) and slot.read_text() == who for slot, who in earlier):
+        return True
+    return any(_runs(_number(who, 2, 0)) for _, who in earlier)
 
 
-def _turn_of(who: str) -> int:
-    turn = who.partition(":")[2]
-    return int(turn) if turn.isdigit() else 1
+def _number(who: str, place: int, default: int) -> int:
+    """A number from one's name: its turn, or its process."""
+    words = who.split(":")
+    return int(words[place]) if len(words) > place and words[place].isdigit() else default
+
+
+def _runs(pid: int) -> bool:
+    """Whether another process runs; one that has ended and that nobody asked after does not."""
+    if pid in (0, os.getpid()):
+        return False
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def _is_taken(slot: Path) -> bool:
