@@ -45,11 +45,17 @@ class Heartbeat(BaseModel):
     seen: float = Field(0.0, ge=0, le=1e12, allow_inf_nan=False)
 
 
+_FIELDS = {name.encode(): name for name in Heartbeat.model_fields}
+
+
 def parse_heartbeat(name: str, raw: Mapping[bytes, bytes]) -> Heartbeat | None:
-    """A heartbeat from its hash; None where there is none or it is not one (anyone can write to Redis)."""
+    """A heartbeat from its hash; None where there is none or it is not one (anyone can write to Redis).
+
+    A field that no heartbeat has is passed over: none would ever write over it, and the worker would be shut out.
+    """
     if not raw or len(name) > 128 or not name.isprintable():
         return None
     try:
-        return Heartbeat.model_validate({k.decode(): v.decode() for k, v in raw.items()})
+        return Heartbeat.model_validate({_FIELDS[key]: raw[key].decode() for key in _FIELDS.keys() & raw.keys()})
     except (ValidationError, UnicodeDecodeError):
         return None

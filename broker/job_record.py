@@ -85,6 +85,9 @@ class _JobHash(msgspec.Struct, frozen=True):
     max_tokens: _Tokens = 0
 
 
+_JOB_FIELDS = {name.encode(): name for name in _JobHash.__struct_fields__}  # others were written by hand
+
+
 def batch_of(job_id: str) -> str:
     """The batch that a job's id names; empty where it is no job's id."""
     return job_id.rpartition(".")[0]
@@ -104,7 +107,7 @@ def parse_job(job_id: str, raw: Mapping[bytes, bytes], body_bytes: int) -> JobRe
         body_bytes: size of the request's body.
     """
     try:
-        fields = {key.decode(): value.decode() for key, value in raw.items()}
+        fields = {_JOB_FIELDS[key]: raw[key].decode() for key in _JOB_FIELDS.keys() & raw.keys()}
         job = msgspec.convert(fields, _JobHash, strict=False)
     except (msgspec.ValidationError, UnicodeDecodeError):
         return None

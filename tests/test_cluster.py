@@ -78,6 +78,12 @@ class TestHeartbeat:
         assert parse_heartbeat("w", as_stored(HEARTBEAT)) is not None
         assert parse_heartbeat(name, as_stored(HEARTBEAT)) is None
 
+    @pytest.mark.parametrize("field", [b"\xff\xfe", b"", b"other"])
+    def test_a_field_that_it_does_not_have_changes_nothing(self, field: bytes) -> None:
+        """No heartbeat to come would remove it."""
+        sound = as_stored(HEARTBEAT)
+        assert parse_heartbeat("w", sound | {field: b"\xff"}) == parse_heartbeat("w", sound) is not None
+
     @given(name=st.text(), raw=st.dictionaries(st.binary(), st.binary(), max_size=5))
     def test_no_bytes_raise(self, name: str, raw: dict[bytes, bytes]) -> None:
         assert parse_heartbeat(name, raw) is None

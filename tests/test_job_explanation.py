@@ -95,6 +95,10 @@ def test_a_job_from_its_hash() -> None:
     )
 
 
+def test_a_field_that_no_job_has_changes_nothing() -> None:
+    assert parse_job("b.j", hash_of() | {b"\xff": b"\xff"}, 1) == parse_job("b.j", hash_of(), 1) is not None
+
+
 def test_a_job_that_runs_twice() -> None:
     found = parse_job("b.j", hash_of(copy="other", copy_dispatched="150.5", copy_predicted_s="3"), 0)
     assert found is not None
