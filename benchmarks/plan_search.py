@@ -19,7 +19,7 @@ from benchmarks.placing.lengths import Lengths, default_traces, draw, mixes_of
 from benchmarks.planning.inventories import cores_of, inventories, priced
 from benchmarks.planning.uniform import CLUSTERS, machines_of, uniform_row
 from benchmarks.report import Report, Row, at_least, note, options_parser, run_benchmark
-from broker.fluid import LengthClass
+from broker.length_class import LengthClass
 from planner.cheapest import cheapest
 from planner.configurations import Space
 from planner.estimate import Estimator, Measured

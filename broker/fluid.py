@@ -25,7 +25,8 @@ import highspy
 import numpy as np
 from numpy.typing import NDArray
 
-from broker.throughput import DeviceKind, Work, work_of
+from broker.length_class import LengthClass
+from broker.throughput import DeviceKind, Work
 
 __all__ = ["DeviceKind", "FluidPlan", "LengthClass", "Prices", "cost_at", "solve"]
 
@@ -34,26 +35,6 @@ Array = NDArray[np.float64]
 _CONTEXT = 3
 #: Where so many jobs of a class fit into a kind's memory, what is left beside them is small.
 _MANY = 4
-
-
-@dataclass(frozen=True, slots=True)
-class LengthClass:
-    """Jobs of about the same lengths.
-
-    Attributes:
-        jobs: how many (any unit: a count, a share).
-        work: mean work of one.
-        longest: most tokens (prompt and output) one of them holds at its end.
-    """
-
-    jobs: float
-    work: Work
-    longest: int
-
-    @classmethod
-    def of(cls, prompt_tokens: int, output_tokens: int, jobs: float = 1.0) -> LengthClass:
-        """Jobs of exactly these lengths."""
-        return cls(jobs, work_of(prompt_tokens, output_tokens), prompt_tokens + output_tokens)
 
 
 @dataclass(frozen=True, slots=True)

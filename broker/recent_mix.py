@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from math import log2
 
 from broker.events import EndedTokens
-from broker.fluid import LengthClass
+from broker.length_class import LengthClass
 from broker.throughput import work_of
 
 #: Most classes in one entry; there are hardly more than a hundred in any mix.

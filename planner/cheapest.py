@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from broker.fluid import LengthClass
+from broker.length_class import LengthClass
 from planner.cluster_plan import ClusterPlan
 from planner.goal import Choice, Goal
 from planner.layouts import MachineType

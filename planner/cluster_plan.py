@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from broker.fluid import LengthClass, solve
+from broker.fluid import solve
+from broker.length_class import LengthClass
 from broker.pool_plan import PlannedWorker, PoolPlan
 from broker.throughput import DeviceKind
 from planner.configurations import EngineOption

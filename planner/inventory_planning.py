@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from broker.errors import UsageError
-from broker.fluid import LengthClass
+from broker.length_class import LengthClass
 from broker.pool_plan import PlannedWorker, PoolPlan
 from broker.profiles import ProfileRecord
 from broker.recent_mix import RecentMix

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from itertools import product
 
 from broker.errors import UsageError
-from broker.fluid import LengthClass
+from broker.length_class import LengthClass
 from broker.throughput import DeviceKind
 from planner.configurations import EngineOption, Misfit, Space, options_of
 from planner.estimate import Estimator

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from broker.errors import UsageError
-from broker.fluid import LengthClass
+from broker.length_class import LengthClass
 from broker.throughput import Work
 from planner.simulated import Floats, Ints
 

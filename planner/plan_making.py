@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from broker.errors import UsageError
-from broker.fluid import LengthClass
+from broker.length_class import LengthClass
 from planner.cluster_plan import ClusterPlan, PlannedMachine, cluster_plan
 from planner.goal import Choice
 from planner.layouts import MachineType

@@ -31,7 +31,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from broker.fluid import LengthClass
+from broker.length_class import LengthClass
 from planner.goal import Choice, Fractions, Goal, Values
 from planner.layouts import MachineType
 from planner.mixed_integer import Solution, Terms, solve_whole

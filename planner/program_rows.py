@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 
-from broker.fluid import LengthClass
+from broker.length_class import LengthClass
 from broker.throughput import DeviceKind
 from planner.engine_worth import engine_worth
 from planner.layouts import MachineType

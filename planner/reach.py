@@ -16,7 +16,8 @@ from itertools import count
 import numpy as np
 
 from broker.batching import ContinuousBatch, EventKind
-from broker.fluid import LengthClass, solve
+from broker.fluid import solve
+from broker.length_class import LengthClass
 from broker.throughput import DeviceKind
 from planner.simulated import Ints
 

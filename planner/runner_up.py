@@ -14,7 +14,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from broker.fluid import LengthClass
+from broker.length_class import LengthClass
 from planner.cluster_plan import ClusterPlan
 from planner.engine_worth import engine_worth
 from planner.goal import Choice, Goal, Values

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from broker.fluid import LengthClass
+from broker.length_class import LengthClass
 from planner.cluster_plan import ClusterPlan
 from planner.goal import Goal
 from planner.layouts import MachineType

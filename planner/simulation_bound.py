@@ -15,7 +15,8 @@ from functools import cached_property
 
 import numpy as np
 
-from broker.fluid import FluidPlan, LengthClass, Prices, solve
+from broker.fluid import FluidPlan, Prices, solve
+from broker.length_class import LengthClass
 from broker.throughput import DeviceKind, Work
 from planner.simulate import Outcome, Requests, SimulatedDevice
 from planner.simulated import Floats

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from plan_machines import GIB, SMALL, estimator, machine, measured, space
 
-from broker.fluid import LengthClass
+from broker.length_class import LengthClass
 from planner.configurations import EngineOption, degrees, kv_bytes_free, options_of, overhead_bytes
 from planner.inventory import DeviceGroup
 from planner.layouts import machine_types

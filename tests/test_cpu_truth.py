@@ -24,7 +24,7 @@ from benchmarks.planning.cpu_truth import (
     shown,
     summary_of,
 )
-from broker.fluid import LengthClass
+from broker.length_class import LengthClass
 from broker.profiles import ProfileRecord, ProfileValues
 from broker.throughput import Profile
 from planner.estimate import Estimator

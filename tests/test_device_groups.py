@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from placing import PROFILE, ROUND_TRIP_S, busy, device, slower
 
 from broker.admission import offer_of
-from broker.fluid import LengthClass
+from broker.length_class import LengthClass
 from broker.policies.base import Offer
 from broker.policies.device_groups import device_groups
 from broker.policies.in_time import plan_in_time

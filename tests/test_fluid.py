@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from placing import PROFILE, slower
 
-from broker.fluid import LengthClass, solve
+from broker.fluid import solve
+from broker.length_class import LengthClass
 from broker.throughput import NO_WORK, DeviceKind, Profile, work_of
 
 #: Times that make sums easy: a second a step, half a second a step for each request, nothing else.

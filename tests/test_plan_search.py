@@ -14,7 +14,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from plan_machines import SMALL, estimator, machine, measured, space
 
-from broker.fluid import LengthClass
+from broker.length_class import LengthClass
 from planner.cheapest import cheapest, fastest_within, least_price
 from planner.cluster_plan import pool_plan, throughput
 from planner.configurations import EngineOption, Space, options_of

@@ -12,7 +12,7 @@ from plan_machines import estimator, machine, space
 from test_plan_command import INVENTORY, folder
 from typer.testing import CliRunner
 
-from broker.fluid import LengthClass
+from broker.length_class import LengthClass
 from broker.pool_plan import PlannedWorker, PoolPlan
 from broker.store.plans import HOST_TTL_S, PlanStore
 from planner.cluster_plan import ClusterPlan

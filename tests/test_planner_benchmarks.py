@@ -12,7 +12,7 @@ import pytest
 from benchmarks.cluster import BenchmarkError
 from benchmarks.planning import gpu_truth
 from benchmarks.planning.uniform import MixedCluster, simulated_rate, uniform_row
-from broker.fluid import LengthClass
+from broker.length_class import LengthClass
 from planner.cluster_plan import PlannedMachine, cluster_plan
 from planner.configurations import Space, options_of
 from planner.estimate import Estimator, Measured

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from broker.batching import ContinuousBatch, EventKind
-from broker.fluid import LengthClass
+from broker.length_class import LengthClass
 from broker.throughput import DeviceKind, Profile
 from planner.cluster_plan import throughput
 from planner.reach import as_reached

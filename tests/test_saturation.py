@@ -15,7 +15,7 @@ from test_profiles import record
 
 from broker.engine_steps import EngineStep
 from broker.errors import UsageError
-from broker.fluid import LengthClass
+from broker.length_class import LengthClass
 from broker.profiles import FitErrors, KindError, ProfileRecord
 from broker.throughput import DeviceKind, Profile
 from planner.cluster_plan import throughput

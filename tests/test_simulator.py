@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from placing import PROFILE, slower
 from test_throughput_policy import READER, WRITER
 
-from broker.fluid import LengthClass, solve
+from broker.fluid import solve
+from broker.length_class import LengthClass
 from broker.policies import POLICIES, make_policy
 from broker.policies.base import Placement, Policy, Round
 from broker.throughput import DeviceKind, Profile

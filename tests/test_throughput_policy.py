@@ -14,8 +14,9 @@ from placing import PROFILE, FixedLengths, busy, candidate, device, job, placeme
 
 from broker.admission import offer_of
 from broker.cluster import Device
-from broker.fluid import FluidPlan, LengthClass, solve
+from broker.fluid import FluidPlan, solve
 from broker.jobs import Priority
+from broker.length_class import LengthClass
 from broker.placement import Placer
 from broker.policies import shares
 from broker.policies.base import Candidate, Placement

@@ -20,7 +20,7 @@ from broker.store.dead import DeadLetterStore
 from broker.store.live import LivePosition, read_live
 from broker.store.plans import PlanStore
 from broker.store.profiles import ProfileStore
-from broker.store.tenants import TermsStore
+from broker.store.terms import TermsStore
 from planner.tasks import PlannerProcess, PlannerTasks
 from tokenyard.cluster_snapshot import newest_batches, read_cluster
 

@@ -9,8 +9,9 @@ from typing import Literal
 
 import numpy as np
 
-from broker.fluid import LengthClass, solve
+from broker.fluid import solve
 from broker.heartbeat import Heartbeat
+from broker.length_class import LengthClass
 from broker.throughput import DeviceKind, Work, work_of
 from tokenyard.batch_timeline import timeline_of
 from tokenyard.device_tally import DeviceTally

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from broker.errors import InputFileError, UsageError
-from broker.fluid import LengthClass
 from broker.heartbeat import Heartbeat
+from broker.length_class import LengthClass
 from broker.profiles import ProfileRecord, is_record
 from planner.cheapest import cheapest
 from planner.cluster_plan import ClusterPlan, Throughput, expected_plan, throughput

@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.placing.lengths import Lengths
-from broker.fluid import FluidPlan, LengthClass, solve
+from broker.fluid import FluidPlan, solve
+from broker.length_class import LengthClass
 from broker.throughput import DeviceKind, Work, work_of
 
 Floats = NDArray[np.float64]

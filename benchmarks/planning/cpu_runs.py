@@ -26,7 +26,7 @@ from benchmarks.real.ceiling import Span, measure_ceiling
 from benchmarks.real.processes import MODEL, RealCluster, real_cluster
 from benchmarks.real.questions import Questions, read_questions
 from benchmarks.report import Report, note, server_name
-from broker.fluid import LengthClass
+from broker.length_class import LengthClass
 from planner.estimate import Measured
 from planner.mix import classes_of
 from tokenyard.demo_model import prepare_demo_model

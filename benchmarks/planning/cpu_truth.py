@@ -11,7 +11,7 @@ from dataclasses import astuple, dataclass, replace
 from statistics import fmean
 
 from benchmarks.report import Row, Value
-from broker.fluid import LengthClass
+from broker.length_class import LengthClass
 from broker.profiles import ProfileRecord
 from broker.throughput import DeviceKind
 from planner.cluster_plan import throughput

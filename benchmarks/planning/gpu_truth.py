@@ -18,7 +18,7 @@ from benchmarks.cluster import BenchmarkError
 from benchmarks.placing.devices import batched_tokens
 from benchmarks.placing.lengths import default_traces, draw, mixes_of
 from benchmarks.report import Row, Value
-from broker.fluid import LengthClass
+from broker.length_class import LengthClass
 from broker.throughput import DeviceKind, Profile
 from planner.cluster_plan import throughput
 from planner.configurations import EngineOption, Space

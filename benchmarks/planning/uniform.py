@@ -11,7 +11,7 @@ import numpy as np
 from benchmarks.cluster import BenchmarkError
 from benchmarks.placing.lengths import Lengths
 from benchmarks.report import Row, note
-from broker.fluid import LengthClass
+from broker.length_class import LengthClass
 from broker.policies import make_policy
 from planner.cluster_plan import ClusterPlan
 from planner.configurations import Space

@@ -10,7 +10,7 @@ import numpy as np
 
 from benchmarks.resizing.day import LONG, SHORT, Day
 from benchmarks.resizing.shapes import SHAPES, Shape
-from broker.fluid import LengthClass
+from broker.length_class import LengthClass
 from broker.policies import make_policy
 from planner.simulate import Requests, SimulatedDevice, Simulation
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from benchmarks.resizing.shapes import Shape, best_shape
-from broker.fluid import LengthClass
+from broker.length_class import LengthClass
 from planner.simulated import Requests
 
 #: Mean prompt and output tokens of the requests of the morning, and of those of the evening.

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import orjson
 
-from broker.fluid import LengthClass, solve
+from broker.fluid import solve
+from broker.length_class import LengthClass
 from broker.pool_plan import PlannedWorker, PoolPlan
 from broker.profiles import ProfileRecord, ProfileValues
 from broker.recent_mix import RecentMix

@@ -10,7 +10,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
-from broker.fluid import LengthClass, solve
+from broker.fluid import solve
+from broker.length_class import LengthClass
 from broker.policies.base import Offer
 from broker.throughput import NO_WORK, DeviceKind, Work
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from broker.fluid import FluidPlan, LengthClass, solve
+from broker.fluid import FluidPlan, solve
+from broker.length_class import LengthClass
 from broker.policies.outlook import busy_until
 from broker.throughput import NO_WORK, DeviceKind
 

@@ -10,7 +10,8 @@ from math import pi, sqrt
 
 import numpy as np
 
-from broker.fluid import LengthClass, cost_at, solve
+from broker.fluid import cost_at, solve
+from broker.length_class import LengthClass
 from broker.policies.base import Offer, Round
 from broker.policies.device_groups import device_groups
 from broker.policies.in_time import plan_in_time

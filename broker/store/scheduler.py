@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from redis.exceptions import ResponseError
 
 from broker import scripts
 from broker.connection import RedisClient, out_of_memory
 from broker.jobs import WaitingJob
-from broker.policies.base import Placement
 from broker.store.request_streams import RequestStreams
+
+if TYPE_CHECKING:
+    from broker.policies.base import Placement  # it would bring NumPy along
 
 log = logging.getLogger(__name__)
 

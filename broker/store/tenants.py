@@ -1,4 +1,4 @@
-"""What a scheduler reads of tenants, and what an operator grants them."""
+"""What a scheduler reads of tenants."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from redis.exceptions import ResponseError
 
 from broker import scripts
 from broker.connection import RedisClient
-from broker.keys import FRESH_LEVELS, PoolKeys, tenant_level
+from broker.keys import FRESH_LEVELS, tenant_level
 from broker.store.scheduler import SchedulerStore
-from broker.tenant_names import DEFAULT_TENANT, check_tenant, is_tenant
+from broker.tenant_names import DEFAULT_TENANT, is_tenant
 from broker.tenants import TenantTerms, parse_all_terms
 
 log = logging.getLogger(__name__)
@@ -84,24 +84,3 @@ async def unless_of_another_kind(answer: Awaitable[Any], key: str) -> Any:
             raise
         log.warning("%s is of another kind than it should be: delete it", key)
         return None
-
-
-class TermsStore:
-    """What an operator grants the tenants of a pool."""
-
-    def __init__(self, redis: RedisClient, pool: str) -> None:
-        self._redis = redis
-        self._key = PoolKeys(pool).terms
-
-    async def all(self) -> tuple[dict[str, TenantTerms], list[str]]:
-        """Terms by tenant, and a line for each that cannot be read."""
-        return parse_all_terms(await self._redis.hgetall(self._key))
-
-    async def grant(self, tenant: str, terms: TenantTerms) -> None:
-        """Set a tenant's terms; the scheduler keeps to them within seconds.
-
-        Raises:
-            UsageError: a tenant cannot be called so.
-        """
-        text = f'{{"weight": {terms.weight:g}, "max_running": {terms.max_running}}}'
-        await self._redis.hset(self._key, check_tenant(tenant), text)

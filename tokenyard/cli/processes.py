@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import secrets
 import socket
 from pathlib import Path
 from typing import Annotated
@@ -13,17 +12,16 @@ import typer
 
 from broker.concurrency import on_stop_signals, run_together
 from broker.connection import connected
-from broker.policies import POLICIES, make_policy
-from broker.scheduler_host import SchedulerHost
 from broker.settings import Settings
 from tokenyard.cli.engine_options import with_engine_options
 from tokenyard.cli.runtime import MetricsPort, PoolName, RedisUrl, err, log_to_stderr, redis_url_of, run, settings_of
 from tokenyard.embedded_server import EmbeddedServer
 from tokenyard.engine_choice import EngineChoice
-from tokenyard.garbage import collect_rarely
 from tokenyard.metrics.process import metrics_served
-from tokenyard.metrics.scheduling import SchedulerCollector
 from tokenyard.worker_process import run_worker
+
+#: Those of ``broker.policies``, which takes long to import.
+POLICY_NAMES = "capacity, least_outstanding, power_of_two, round_robin, throughput"
 
 
 def add_to(app: typer.Typer) -> None:
@@ -35,9 +33,7 @@ def add_to(app: typer.Typer) -> None:
 
 def scheduler(
     pool: Annotated[list[str] | None, typer.Option(help="Serve only this pool (repeatable); all otherwise.")] = None,
-    policy: Annotated[
-        str | None, typer.Option(help=f"Placement policy: {', '.join(sorted(POLICIES))} [TOKENYARD_POLICY].")
-    ] = None,
+    policy: Annotated[str | None, typer.Option(help=f"Placement policy: {POLICY_NAMES} [TOKENYARD_POLICY].")] = None,
     metrics_port: MetricsPort = None,
     redis_url: RedisUrl = None,
 ) -> None:
@@ -48,13 +44,10 @@ def scheduler(
 
 
 async def _schedule(settings: Settings, pools: list[str]) -> None:
-    collect_rarely()
-    make_policy(settings.policy)  # an unknown one is refused now, not when the first pool comes
+    from tokenyard.scheduler_process import run_scheduler  # with NumPy and HiGHS, which no other command here needs
+
     async with connected(redis_url_of(settings)) as client:
-        owner = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(2)}"
-        host = SchedulerHost(client, settings, owner=owner, pools=pools)
-        with metrics_served(settings, SchedulerCollector(lambda: host.stats)):
-            await _until_stopped(host.run())
+        await _until_stopped(run_scheduler(client, settings, pools))
 
 
 async def _until_stopped(main: object) -> None:

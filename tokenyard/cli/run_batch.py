@@ -10,7 +10,6 @@ import typer
 
 from broker.concurrency import on_stop_signals
 from broker.errors import UsageError
-from broker.policies import make_policy
 from broker.settings import Settings
 from tokenyard.batch_files import BatchOutput, errors_path_of, read_requests
 from tokenyard.batch_run import BatchRun, RunOptions
@@ -67,6 +66,8 @@ async def _run(
     retry_failed: bool,
     settings: Settings,
 ) -> int:
+    from broker.policies import make_policy  # with NumPy, which no other command here needs
+
     make_policy(settings.policy)  # an unknown one is refused before anything is started
     specs = [parse_worker(text, number) for number, text in enumerate(workers, 1)]
     specs = specs or demo_workers(usable_cores(), cpu_dtype())

@@ -10,7 +10,7 @@ from msgspec import structs
 
 from broker.connection import connected
 from broker.settings import Settings
-from broker.store.tenants import TermsStore
+from broker.store.terms import TermsStore
 from broker.tenants import TenantTerms
 from tokenyard.cli.runtime import PoolName, RedisUrl, err, redis_url_of, run, settings_of
 
