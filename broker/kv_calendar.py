@@ -29,7 +29,7 @@ _LATEST = (_LEAD - 1) * BIN_STEPS
 _BINS = _SPAN + _LEAD
 _RING = 8 * _BINS  # bins in memory: they are moved to the front only when these are used up
 
-_TAIL = 4  # a guessed job is counted for this many times its guess
+_TAIL = 2  # a guessed job is counted for this many times its guess
 _LEAST_GUESS = 8.0
 _GUESS_WIDTH = 1.05  # guesses within this factor share a table
 _MOST_SCALE = 3.0

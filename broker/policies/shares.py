@@ -34,7 +34,7 @@ _URGENT = 0.5
 #: A device out of jobs of its own takes others' where it would be done within this share of the time that all need.
 _SPARE = 0.9
 #: And where it would be if the job had so many times the steps that are foretold: of two jobs, one is longer.
-_LONGER = 1.5
+_LONGER = 2.5
 #: A job that costs no more than this, in seconds of the cluster, costs nothing.
 _NOTHING = 1e-12
 #: What came and went lately tells of what will come, too; with each look what went before counts for this much.
