@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -28,6 +29,8 @@ _RATE_WINDOW_S = 2.0
 _LONGEST_GUESS_S = 2.0
 #: A device is looked at again at a heartbeat, where it was not for so long (seconds).
 _LONGEST_UNSEEN_S = 4.0
+#: Jobs that ended lately, which the next heartbeat may still count.
+_MOST_GONE = 4096
 #: A job has no more tokens than this: what says so is forged.
 _MOST_TOKENS = 10**9
 #: And no engine makes more steps a second.
@@ -111,7 +114,8 @@ class Device:
     _steps: float = 0.0
     _steps_per_s: float = 0.0
     _pace: float = 0.0  # the same where it was busy all the time, else 0
-    _heard: float = 0.0
+    _heard: float = 0.0  # when the last heartbeat was written
+    _gone: deque[tuple[float, int]] = field(default_factory=lambda: deque[tuple[float, int]](maxlen=_MOST_GONE))
     _guessed: int = 0
 
     @property
@@ -154,8 +158,17 @@ class Device:
         self.calendar.add(step, prompt, output, guessed=job.guessed)
         self._guessed += job.guessed
 
-    def unbind(self, job_id: str, computed_tokens: float | None = None) -> InFlight | None:
-        """Count a job as gone, of whose prompt so many tokens were computed; None where it was not known here."""
+    def unbind(
+        self, job_id: str, computed_tokens: float | None = None, held_tokens: int = 0, now: float = 0.0
+    ) -> InFlight | None:
+        """Count a job as gone; None where it was not known here.
+
+        Args:
+            job_id: its id.
+            computed_tokens: tokens of its prompt that were computed, where it ran.
+            held_tokens: KV tokens that it held at its end; 0 where that is not known.
+            now: when it ended, on the scheduler's clock.
+        """
         job = self.in_flight.pop(job_id, None)
         if job is not None:
             self.suspects.pop(job_id, None)
@@ -165,7 +178,13 @@ class Device:
                 self.changed.add(self.name)
             computed = 0.0 if computed_tokens is None else computed_tokens
             self.backlog.remove(job.step, job.prompt_tokens - job.cached_tokens, job.output_tokens, computed)
-            self.calendar.add(job.step, job.prompt_tokens, job.output_tokens, guessed=job.guessed, sign=-1)
+            if held_tokens > 0:
+                self._gone.append((now, min(held_tokens, _MOST_TOKENS)))
+                self.calendar.ended(
+                    job.step, job.prompt_tokens, job.output_tokens, min(held_tokens, _MOST_TOKENS), guessed=job.guessed
+                )
+            else:
+                self.calendar.add(job.step, job.prompt_tokens, job.output_tokens, guessed=job.guessed, sign=-1)
             self._guessed -= job.guessed
         return job
 
@@ -177,8 +196,10 @@ class Device:
         self._rate_at = now
 
     def refresh(self, heartbeat: Heartbeat, now: float = 0.0) -> None:
-        """Take over a newer heartbeat, heard ``now`` on the scheduler's clock, and learn the device's speed from it."""
+        """Take over a newer heartbeat, written ``now`` on the scheduler's clock; learn the device's speed from it."""
         before, self.heartbeat = self.heartbeat, heartbeat
+        if self._heard and heartbeat == before:  # we look more often than it comes
+            return
         if self._worth_a_look(before, now):
             self.changed.add(self.name)
         if self.kind is None or _built(before) != _built(heartbeat):
@@ -250,7 +271,10 @@ class Device:
         self._steps, self._heard = steps, now
         self.calendar.advance(steps)
         held = beat.kv_tokens_total - beat.kv_tokens_free
-        self.calendar.tell(held, guessed=self._guessed > len(self.in_flight) / 2)
+        while self._gone and self._gone[0][0] <= now:
+            self._gone.popleft()
+        still_held = max(0, held - sum(tokens for _, tokens in self._gone))  # some have ended since
+        self.calendar.tell(still_held, guessed=self._guessed > len(self.in_flight) / 2)
         total = max(beat.kv_tokens_total, 1)
         to_come = self.backlog.prompt_left / total
         expected = self._fill.expected(self.calendar) / total
@@ -284,7 +308,7 @@ class Cluster:
     changed: set[str] = field(default_factory=set[str])
 
     def refresh(self, name: str, heartbeat: Heartbeat, now: float = 0.0) -> bool:
-        """Take over a heartbeat, heard ``now`` on the scheduler's clock.
+        """Take over a heartbeat, written ``now`` on the scheduler's clock.
 
         True where this is a new device: what it has in flight is not known yet.
         """

@@ -15,9 +15,10 @@ _LEAST_S = 2.5
 _LEAST_STEPS = 30.0
 #: Nor may a single step be a larger part of that time: a prefill of a long prompt ends in one interval or the next.
 _FINE = 0.1
-#: Looks kept, and those that are enough where steps are few: what they show together is not older.
-_LOOKS = 16
-_ENOUGH_LOOKS = 8
+#: Looks kept, and those that are enough where steps are few, over so long (seconds): what they show together is not
+#: older.
+_LOOKS = 32
+_ENOUGH_LOOKS, _ENOUGH_S = 4, 8.0
 #: A device is taken for another kind only when its slowdown is off by this factor: small errors cost less than new
 #: plans.
 _TOLERANCE = log(1.4)
@@ -114,14 +115,15 @@ class Drift:
         for looks, look in enumerate(reversed(self._seen), 1):  # the latest that are enough
             elapsed, expected, steps = elapsed + look.elapsed, expected + look.expected, steps + look.steps
             longest = max(longest, look.expected / max(look.steps, 1.0), look.begun)
-            many = looks >= _ENOUGH_LOOKS or (elapsed >= _LEAST_S and steps >= _LEAST_STEPS)
+            enough = looks >= _ENOUGH_LOOKS and elapsed >= _ENOUGH_S
+            many = enough or (elapsed >= _LEAST_S and steps >= _LEAST_STEPS)
             if many and longest <= _FINE * elapsed:
                 break
         else:
-            if len(self._seen) < _ENOUGH_LOOKS:
+            if len(self._seen) < _ENOUGH_LOOKS or elapsed < _ENOUGH_S:
                 return
         self.factor = min(max(elapsed / max(expected, 1e-9), 1 / _MOST), _MOST)
         # A step more or less at either end: that is much where they are few, or one holds a long prefill.
         blur = 2 * longest / max(elapsed, expected)
         if abs(log(self.factor / self.calm)) > _TOLERANCE + blur:
-            self.calm = exp(round(log(self.factor) / _BUCKET) * _BUCKET)
+            self.calm = min(max(exp(round(log(self.factor) / _BUCKET) * _BUCKET), 1 / _MOST), _MOST)

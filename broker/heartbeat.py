@@ -7,6 +7,10 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+#: Heartbeats are looked at this often (seconds) in a pool of so many workers, in a small one twice as often as they
+#: come: what an engine holds now decides what it may be given.
+LOOK_S, _MANY, _LEAST_LOOK_S = 1.0, 256, 0.25
+
 WorkerState = Literal["starting", "ready", "draining", "paused"]
 
 
@@ -43,6 +47,11 @@ class Heartbeat(BaseModel):
     max_batched_tokens: int = Field(0, ge=0, le=10**9)
     profile: str = Field("", max_length=1024)
     seen: float = Field(0.0, ge=0, le=1e12, allow_inf_nan=False)
+
+
+def look_interval_s(workers: int) -> float:
+    """Seconds between two looks at the heartbeats of so many workers."""
+    return min(max(LOOK_S * workers / _MANY, _LEAST_LOOK_S), LOOK_S)
 
 
 _FIELDS = {name.encode(): name for name in Heartbeat.model_fields}

@@ -58,7 +58,9 @@ class KvCalendar:
         "_dense",
         "_ends",
         "_first",
+        "_gap",
         "_guesses",
+        "_guessing",
         "_held",
         "_last",
         "_level",
@@ -73,6 +75,8 @@ class KvCalendar:
         self.step = 0.0
         self.excess = 0.0  # tokens that the engine holds now beyond what we count: jobs that outlast their prediction
         self.scale = 1.0  # what it holds now over what we expected of guessed jobs
+        self._gap: float | None = None  # as the excess, or below zero where it holds less; None: it never told
+        self._guessing = False  # whether most were guessed then
         self._first = 0  # number of the present bin
         self._next = float(BIN_STEPS)  # step at which the next one begins
         self._at = 0  # where that is in memory
@@ -193,7 +197,21 @@ class KvCalendar:
         """The engine holds so many tokens now."""
         counted = self.now
         self.scale = min(max(held_tokens / counted, 1.0), _MOST_SCALE) if guessed and counted > 0 else 1.0
-        self.excess = max(0.0, held_tokens - counted * self.scale)
+        self._gap, self._guessing = held_tokens - counted * self.scale, guessed
+        self.excess = max(0.0, self._gap)
+
+    def ended(
+        self, start: float, prompt_tokens: int, output_tokens: int, held_tokens: float, *, guessed: bool = False
+    ) -> None:
+        """Count a job out that held so many tokens in the end, whatever was predicted.
+
+        The engine holds that much less from now on: to go by what it last told would leave them held until it tells
+        again.
+        """
+        holds = None if self._gap is None else self.now * self.scale + self._gap - held_tokens
+        self.add(start, prompt_tokens, output_tokens, guessed=guessed, sign=-1)
+        if holds is not None:
+            self.tell(max(holds, 0.0), guessed=self._guessing)
 
     def load(self, bins: int = _BINS, more: Sequence[Known] = ()) -> Array:
         """Tokens counted as held in each bin, for so many bins, or as many as hold any if these are more.

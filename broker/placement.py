@@ -281,7 +281,7 @@ class Placer:
             cached = told[0] if told else 0
             if self.tenants.active:
                 self.tenants.ledger.ended(job_id, _device_seconds(known, prompt_tokens - cached, output_tokens))
-            job = known.unbind(job_id, prompt_tokens - cached)
+            job = known.unbind(job_id, prompt_tokens - cached, prompt_tokens + output_tokens, now)
             if job is None:
                 continue
             anew |= self.lengths.observe(job, prompt_tokens, output_tokens)

@@ -9,13 +9,13 @@ from contextlib import suppress
 
 from broker.connection import PASSING, RedisClient, keep_trying
 from broker.errors import LeaseLostError
+from broker.heartbeat import LOOK_S
 from broker.leadership import Leadership
 from broker.policies import make_policy
 from broker.scheduler_stats import SchedulerStats
 from broker.settings import Settings
 from broker.silence import Silences
 from broker.store.tenants import TenantStore
-from broker.worker_watch import LOOK_S
 
 log = logging.getLogger(__name__)
 

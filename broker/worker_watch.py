@@ -6,7 +6,7 @@ import asyncio
 import logging
 
 from broker.concurrency import wait_at_most
-from broker.heartbeat import Heartbeat
+from broker.heartbeat import LOOK_S, Heartbeat, look_interval_s
 from broker.placement import Placer
 from broker.scheduler_stats import SchedulerStats
 from broker.settings import Settings
@@ -16,9 +16,7 @@ from broker.tenant_names import tenant_of
 
 log = logging.getLogger(__name__)
 
-#: Heartbeats are looked at this often (seconds), and at once when a worker says that its state changed.
-LOOK_S = 1.0
-#: A device queue's length must differ from our count for this many looks before we believe the queue.
+#: A device queue's length must differ from our count this often, ``LOOK_S`` apart, before we believe the queue.
 _DOUBTS = 3
 
 
@@ -51,13 +49,14 @@ class WorkerWatch:
         self._silences = silences
         self._wake = wake
         self._doubts: dict[str, int] = {}
+        self._counted_at = float("-inf")
         self._unreadable: set[str] = set()
         self.look = asyncio.Event()
 
     async def run(self) -> None:
-        """For ever."""
+        """Look every so often, and at once when a worker says that its state changed, for ever."""
         while True:
-            await wait_at_most(self.look, LOOK_S)
+            await wait_at_most(self.look, look_interval_s(len(self._placer.cluster.devices)))
             self.look.clear()
             await self.look_at_workers()
             self._wake.set()
@@ -76,7 +75,8 @@ class WorkerWatch:
             elif now - beat.seen <= patience:  # else it may have died before we looked: it gets nothing as yet
                 alive.append(name)
                 self._unreadable.discard(name)
-                if self._placer.cluster.refresh(name, beat, asyncio.get_running_loop().time()):
+                age = min(max(now - beat.seen, 0.0), patience)
+                if self._placer.cluster.refresh(name, beat, asyncio.get_running_loop().time() - age):
                     await self._adopt(name, beat)
         self._placer.cluster.keep_only(alive)
         await self._check_counts(alive)
@@ -106,6 +106,10 @@ class WorkerWatch:
 
     async def _check_counts(self, names: list[str]) -> None:
         """Our count of a device's jobs against its queue: an event that we missed would block the device for ever."""
+        now = asyncio.get_running_loop().time()
+        if now < self._counted_at + LOOK_S:
+            return
+        self._counted_at = now
         for name, depth in (await self._store.device_depths(names)).items():
             device = self._placer.cluster.devices.get(name)
             if device is None or depth >= len(device.in_flight):

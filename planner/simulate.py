@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from broker.batching import EventKind
+from broker.heartbeat import look_interval_s
 from broker.jobs import WaitingJob
 from broker.placement import Lengths, Placer
 from broker.policies.base import Placement, Policy
@@ -61,6 +62,8 @@ class Simulation:
             changes: devices that become slower or faster.
         """
         self._delays = delays or Delays()
+        live = look_interval_s(len(devices))
+        self._look_s = live if self._delays.look_s is None else self._delays.look_s
         self.placer = Placer(policy, rng, self._delays.round_trip_s)
         if lengths is not None:
             self.placer.lengths = lengths
@@ -164,8 +167,8 @@ class Simulation:
     def _look(self, _: None, now: float) -> None:
         for worker in self._workers:
             if worker.heartbeat is not None:
-                self.placer.cluster.refresh(worker.device.name, worker.heartbeat, now)
-        self._push(now + self._delays.look_s, self._look, None)
+                self.placer.cluster.refresh(worker.device.name, worker.heartbeat, worker.heartbeat.seen)
+        self._push(now + self._look_s, self._look, None)
         self._wake(now)
 
     # The end of the work

@@ -51,7 +51,7 @@ class Delays:
         hop_s: one way between scheduler and worker.
         pace_s: the scheduler decides at most once in this time.
         heartbeat_s: a worker says how it is this often.
-        look_s: the scheduler looks at heartbeats this often.
+        look_s: the scheduler looks at heartbeats this often; None: as it does live for so many devices.
         round_trip_s: time that a device queue hides.
         finish_s: at the end the scheduler looks this often whether jobs should move.
     """
@@ -59,7 +59,7 @@ class Delays:
     hop_s: float = 0.002
     pace_s: float = 0.002
     heartbeat_s: float = 0.5
-    look_s: float = 1.0
+    look_s: float | None = None
     round_trip_s: float = 0.02
     finish_s: float = 0.25
 

@@ -140,6 +140,27 @@ class TestDevice:
         assert device.unbind("b.1") is None
         assert device.tokens_in_flight == 0
 
+    def test_a_job_that_ended_since_the_heartbeat_holds_nothing(self) -> None:
+        device = Device("a", heartbeat(kv_tokens_total=1000, kv_tokens_free=1000, seen=1.0))
+        device.refresh(device.heartbeat, 11.0)
+        for name in ("b.1", "b.2"):
+            device.bind(InFlight(name, 100, 20, step=1.0))
+        device.unbind("b.1", 100.0, 400, 12.5)
+        beat = heartbeat(kv_tokens_total=1000, kv_tokens_free=300, seen=2.0)
+        device.refresh(beat, 12.0)  # it was written before the job ended, and counts its 400 tokens
+        assert device.calendar.now + device.calendar.excess == pytest.approx(300.0)
+        device.refresh(beat.model_copy(update={"seen": 3.0}), 13.0)
+        assert device.calendar.now + device.calendar.excess == pytest.approx(700.0)
+
+    def test_a_heartbeat_that_is_read_twice_says_nothing_new(self) -> None:
+        device = Device("a", heartbeat(kv_tokens_total=1000, kv_tokens_free=300, seen=1.0))
+        device.refresh(device.heartbeat, 11.0)
+        device.kv_share.blocked = True
+        device.refresh(device.heartbeat.model_copy(), 11.5)
+        assert device.kv_share.blocked
+        device.refresh(device.heartbeat.model_copy(update={"seen": 2.0}), 12.0)
+        assert not device.kv_share.blocked
+
     def test_what_is_read_back_from_a_queue_starts_now_and_its_numbers_are_checked(self) -> None:
         """A scheduler that takes over finds jobs of which it knows no more than what anyone can write to a stream."""
         device = Device("a", heartbeat(steps_total=5000, seen=1.0))

@@ -128,3 +128,44 @@ def test_excess_counts_everywhere() -> None:
     calendar.excess = 50.0
     assert calendar.free(1000.0)[:2].tolist() == [850.0 - WIDTH, 850.0 - 2 * WIDTH]
     assert np.unique(calendar.free(1000.0)[2:]).tolist() == [950.0]
+
+
+def test_what_outlasted_its_prediction_leaves_no_excess_when_it_ends() -> None:
+    calendar = KvCalendar()
+    calendar.add(0.0, 100, 10)
+    calendar.add(0.0, 40, 1000)
+    calendar.advance(500.0)
+    calendar.tell(600.0 + calendar.now)  # the first goes on and on: it holds 600 tokens by now
+    assert calendar.excess == pytest.approx(600.0)
+    calendar.ended(0.0, 100, 10, 600.0)
+    assert calendar.excess == pytest.approx(0.0)
+    assert calendar.now == pytest.approx(40 + 512)
+
+
+def test_what_ends_before_its_time_leaves_the_others_as_they_are() -> None:
+    calendar = KvCalendar()
+    calendar.add(0.0, 100, 5000)
+    calendar.add(0.0, 70, 5000)
+    calendar.advance(64.0)
+    calendar.tell(calendar.now + 25.0)
+    calendar.ended(0.0, 100, 5000, 100.0 + 96.0)  # all that is counted: a job grows to the end of the present bin
+    assert calendar.excess == pytest.approx(25.0)
+    assert calendar.now == pytest.approx(70 + 96)
+
+
+def test_of_guessed_jobs_the_engine_is_taken_to_hold_less_when_one_ends() -> None:
+    calendar = KvCalendar()
+    for _ in range(4):
+        calendar.add(0.0, 500, 100, guessed=True)
+    calendar.advance(96.0)
+    calendar.tell(1.5 * calendar.now, guessed=True)
+    held = calendar.now * calendar.scale
+    calendar.ended(0.0, 500, 100, 600.0, guessed=True)
+    assert calendar.now * calendar.scale + calendar.excess == pytest.approx(held - 600.0)
+
+
+def test_an_engine_that_never_told_is_taken_to_hold_what_is_counted() -> None:
+    calendar = KvCalendar()
+    calendar.add(0.0, 100, 50)
+    calendar.ended(0.0, 100, 50, 900.0)
+    assert (calendar.now, calendar.excess, calendar.scale) == (0.0, 0.0, 1.0)

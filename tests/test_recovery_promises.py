@@ -10,9 +10,9 @@ from cluster_fixtures import Cluster, ManualEngine, cluster_of, eventually, exac
 
 import workers.worker as worker_module
 from broker.errors import LeaseLostError
+from broker.heartbeat import LOOK_S
 from broker.settings import Settings
 from broker.store.scheduler import SchedulerStore
-from broker.worker_watch import LOOK_S
 from tokenyard.embedded_server import EmbeddedServer
 from workers.engines.base import EngineUnavailableError, Load
 
