@@ -81,6 +81,7 @@ async def _profile(
     for files in await cluster.profile([candidate.specs(cores) for candidate in measured], budget_s):
         records = [read_profile_file(file).record for file in files.values()]
         found.append(measured_engine([record for record in records if record is not None]))
+        note(_words(found[-1]))
     return found
 
 
