@@ -178,13 +178,12 @@ class Device:
                 self.changed.add(self.name)
             computed = 0.0 if computed_tokens is None else computed_tokens
             self.backlog.remove(job.step, job.prompt_tokens - job.cached_tokens, job.output_tokens, computed)
+            counted = job.step, job.prompt_tokens, job.output_tokens
             if held_tokens > 0:
-                self._gone.append((now, min(held_tokens, _MOST_TOKENS)))
-                self.calendar.ended(
-                    job.step, job.prompt_tokens, job.output_tokens, min(held_tokens, _MOST_TOKENS), guessed=job.guessed
-                )
+                self._gone.append((now, held_tokens))
+                self.calendar.ended(*counted, held_tokens, guessed=job.guessed)
             else:
-                self.calendar.add(job.step, job.prompt_tokens, job.output_tokens, guessed=job.guessed, sign=-1)
+                self.calendar.add(*counted, guessed=job.guessed, sign=-1)
             self._guessed -= job.guessed
         return job
 

@@ -75,7 +75,7 @@ class WorkerWatch:
             elif now - beat.seen <= patience:  # else it may have died before we looked: it gets nothing as yet
                 alive.append(name)
                 self._unreadable.discard(name)
-                age = min(max(now - beat.seen, 0.0), patience)
+                age = max(now - beat.seen, 0.0)
                 if self._placer.cluster.refresh(name, beat, asyncio.get_running_loop().time() - age):
                     await self._adopt(name, beat)
         self._placer.cluster.keep_only(alive)

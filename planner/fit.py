@@ -165,10 +165,10 @@ def _bounded(a: _Matrix, d: _Matrix, others: _Matrix, weights: _Matrix, seconds:
     What is solved for is how far b and d are above the least that goes with c and with f.
     """
     b, c, e, f = others.T
-    fixed = d if d.any() else a
-    columns = np.column_stack([a, d, b, c + b / _MOST_SQUARES, e, f + fixed / _MOST_CONTEXT])
+    fixed = 1 if d.any() else 0  # where a is d, it is in a's place
+    columns = np.column_stack([a, d, b, c + b / _MOST_SQUARES, e, f + (a, d)[fixed] / _MOST_CONTEXT])
     found = _nnls(columns, weights, seconds)
-    found[1 if d.any() else 0] += found[5] / _MOST_CONTEXT
+    found[fixed] += found[5] / _MOST_CONTEXT
     found[2] += found[3] / _MOST_SQUARES
     return found
 

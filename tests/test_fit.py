@@ -81,6 +81,15 @@ def test_a_token_costs_at_most_so_much_more_for_its_context(profile: Profile, fo
     assert fit.prefill_c <= fit.prefill_b * 1e-3 * (1 + 1e-9)
 
 
+@given(profiles, st.lists(st.tuples(st.integers(1, 8), st.integers(1, 60), st.floats(0.5, 2)), min_size=1, max_size=6))
+def test_context_costs_at_most_so_much_of_a_step(profile: Profile, found: list[tuple[int, int, float]]) -> None:
+    """However few short steps were measured, and however badly."""
+    terms = [(Terms(decodes=1, running=n, context=n * held), factor) for n, held, factor in found]
+    points = [Point("decode", t, t.seconds(profile) * factor) for t, factor in terms]
+    fit = fit_profile(points, kv_tokens=KV, seats=SEATS).profile
+    assert fit.decode_f <= fit.decode_d * 4e-4 * (1 + 1e-9)
+
+
 @settings(deadline=None)
 @given(profiles, st.integers(0, 2**32), st.floats(2, 20))
 def test_a_few_disturbed_times_change_little(profile: Profile, seed: int, factor: float) -> None:

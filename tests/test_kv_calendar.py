@@ -167,5 +167,5 @@ def test_of_guessed_jobs_the_engine_is_taken_to_hold_less_when_one_ends() -> Non
 def test_an_engine_that_never_told_is_taken_to_hold_what_is_counted() -> None:
     calendar = KvCalendar()
     calendar.add(0.0, 100, 50)
-    calendar.ended(0.0, 100, 50, 900.0)
+    calendar.ended(0.0, 100, 50, 10.0)
     assert (calendar.now, calendar.excess, calendar.scale) == (0.0, 0.0, 1.0)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
+from child_processes import start_process
 from cli_process import start, tokenyard
 
 from broker.errors import UsageError
@@ -70,6 +72,36 @@ async def test_turns_come_one_after_another(tmp_path: Path) -> None:
         assert order == ["first"]
         first_is_done.set()
     assert order == ["first", "first is done", "second", "second"]
+
+
+_LEAVES_AND_LIVES_ON = """
+import asyncio, sys
+from pathlib import Path
+from tokenyard.side_by_side import side_by_side
+
+async def main():
+    async with side_by_side(Path(sys.argv[1]), 2, lambda _: None) as its_turn:
+        await its_turn()
+    print("left", flush=True)
+    sys.stdin.readline()
+
+asyncio.run(main())
+"""
+
+
+async def test_a_turn_begins_when_the_processes_of_the_last_have_ended(tmp_path: Path) -> None:
+    """What they do while they end takes time of the cores that are to be measured."""
+    pipes = {"stdin": asyncio.subprocess.PIPE, "stdout": asyncio.subprocess.PIPE}
+    first = await start_process(sys.executable, "-c", _LEAVES_AND_LIVES_ON, tmp_path, **pipes)
+    assert first.stdin is not None
+    assert first.stdout is not None
+    async with side_by_side(tmp_path, 2, silent, turn=2) as its_turn, asyncio.timeout(60):
+        second = asyncio.ensure_future(its_turn())
+        assert await first.stdout.readline() == b"left\n"
+        done, _ = await asyncio.wait([second], timeout=0.3)
+        assert not done
+        first.stdin.write(b"\n")
+        await second
 
 
 async def test_who_takes_the_place_of_one_that_left_is_not_waited_for(tmp_path: Path) -> None:
