@@ -114,7 +114,7 @@ async def _run(system: str, watch: Watch, servers: Sequence[Server], setting: Se
     requests, in_flight = setting.requests, setting.in_flight
     if system == TOKENYARD:
         profiles = _profile_files(setting, folder) if setting.profiled else {}
-        await through_tokenyard(watch, servers, requests, in_flight, setting.policy, folder, profiles)
+        await through_tokenyard(watch, servers, requests, in_flight, setting.policy, folder, profiles, setting.speed)
     elif system == KNOWN:
         await longest_first(watch, servers, requests, in_flight)
     else:

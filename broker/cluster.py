@@ -114,7 +114,7 @@ class Device:
     _steps: float = 0.0
     _steps_per_s: float = 0.0
     _pace: float = 0.0  # the same where it was busy all the time, else 0
-    _heard: float = 0.0  # when the last heartbeat was written
+    _heard: float = 0.0  # when the engine was as the last heartbeat says
     _gone: deque[tuple[float, int]] = field(default_factory=lambda: deque[tuple[float, int]](maxlen=_MOST_GONE))
     _guessed: int = 0
 
@@ -195,7 +195,7 @@ class Device:
         self._rate_at = now
 
     def refresh(self, heartbeat: Heartbeat, now: float = 0.0) -> None:
-        """Take over a newer heartbeat, written ``now`` on the scheduler's clock; learn the device's speed from it."""
+        """Take over a newer heartbeat, true ``now`` on the scheduler's clock; learn the device's speed from it."""
         before, self.heartbeat = self.heartbeat, heartbeat
         if self._heard and heartbeat == before:  # we look more often than it comes
             return
@@ -203,10 +203,14 @@ class Device:
             self.changed.add(self.name)
         if self.kind is None or _built(before) != _built(heartbeat):
             self._profile()
-        self._count_steps(before, now)
+        told_before = self._heard and not heartbeat.tells_more_than(before)
+        if not told_before:
+            self._count_steps(before, now)
         self.backlog.computed(max(0, heartbeat.prompt_tokens_total - before.prompt_tokens_total))
-        self._learn_rate(max(0.0, heartbeat.seen - before.seen))
-        if self.kind is not None and heartbeat.seen > before.seen:
+        if told_before:
+            return
+        self._learn_rate(max(0.0, heartbeat.measured - before.measured))
+        if self.kind is not None and heartbeat.measured > before.measured:
             self.drift.observe(self.kind, before, heartbeat, self.backlog.mean_prompt, self._next_prompt())
             kind, slowdown = self.kind, self.drift.calm
             if kind.slowdown != slowdown:
@@ -262,8 +266,9 @@ class Device:
         else:
             tokens = max(0, beat.output_tokens_total - before.output_tokens_total)
             steps = self._steps + tokens / max((before.running + beat.running) / 2, 1.0)
-        if beat.seen > before.seen:
-            self._steps_per_s = min(max(0.0, steps - self._steps) / (beat.seen - before.seen), _MOST_STEPS_PER_S)
+        elapsed = beat.measured - before.measured
+        if elapsed > 0:
+            self._steps_per_s = min(max(0.0, steps - self._steps) / elapsed, _MOST_STEPS_PER_S)
             oldest = next(iter(self.in_flight.values()), None)
             busy = before.running and beat.running and oldest is not None and oldest.dispatched <= self._heard
             self._pace = self._steps_per_s if busy else 0.0
@@ -277,7 +282,7 @@ class Device:
         total = max(beat.kv_tokens_total, 1)
         to_come = self.backlog.prompt_left / total
         expected = self._fill.expected(self.calendar) / total
-        self.kv_share.observe(beat.seen - before.seen, held / total, to_come, beat.running, beat.waiting, expected)
+        self.kv_share.observe(elapsed, held / total, to_come, beat.running, beat.waiting, expected)
 
     def _learn_rate(self, elapsed: float) -> None:
         rate = self.heartbeat.prompt_tokens_per_s + self.heartbeat.output_tokens_per_s

@@ -36,7 +36,7 @@ class Account(Protocol):
     """The part of a heartbeat that speaks of work done."""
 
     @property
-    def seen(self) -> float: ...
+    def measured(self) -> float: ...
     @property
     def running(self) -> int: ...
     @property
@@ -76,7 +76,7 @@ def work_between(
     ``mean_prompt`` is that of the prompts, each weighed by its tokens: attention in the prefill grows with it (0: not
     known, about the context held by a request). ``next_prompt`` is the longest of those that may be in progress.
     """
-    elapsed = after.seen - before.seen
+    elapsed = after.measured - before.measured
     prompt = after.prompt_tokens_total - before.prompt_tokens_total
     output = after.output_tokens_total - before.output_tokens_total
     fewer, more = sorted((before.running, after.running))

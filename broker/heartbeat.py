@@ -9,7 +9,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 #: Heartbeats are looked at this often (seconds) in a pool of so many workers, in a small one twice as often as they
 #: come: what an engine holds now decides what it may be given.
-LOOK_S, _MANY, _LEAST_LOOK_S = 1.0, 256, 0.25
+LOOK_S, _MANY, _LOOKS_A_BEAT = 1.0, 256, 2
+#: Loads that are this much closer together than the heartbeats which tell them (a share) are one, told twice: a server
+#: that is not ours is asked now and then, and the way of a heartbeat takes now longer, now shorter.
+_ONE_LOAD = 0.25
 
 WorkerState = Literal["starting", "ready", "draining", "paused"]
 
@@ -17,8 +20,9 @@ WorkerState = Literal["starting", "ready", "draining", "paused"]
 class Heartbeat(BaseModel):
     """A worker's own account, as its hash in Redis holds it (all values text).
 
-    Rates are tokens a second over the last seconds; KV sizes are tokens; ``seen`` is seconds on Redis' clock;
-    ``profile`` is empty or the measured step times as JSON (see ``broker.profiles``).
+    Rates are tokens a second over the last seconds; KV sizes are tokens; ``seen`` is seconds on Redis' clock, and
+    ``load_age_s`` how old was then what it tells of the engine; ``profile`` is empty or the measured step times as JSON
+    (see ``broker.profiles``).
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -46,12 +50,22 @@ class Heartbeat(BaseModel):
     steps_total: int = Field(0, ge=0, le=10**12)
     max_batched_tokens: int = Field(0, ge=0, le=10**9)
     profile: str = Field("", max_length=1024)
+    load_age_s: float = Field(0.0, ge=0, le=1e9, allow_inf_nan=False)
     seen: float = Field(0.0, ge=0, le=1e12, allow_inf_nan=False)
 
+    @property
+    def measured(self) -> float:
+        """When the engine was as this says: seconds on Redis' clock."""
+        return self.seen - self.load_age_s
 
-def look_interval_s(workers: int) -> float:
-    """Seconds between two looks at the heartbeats of so many workers."""
-    return min(max(LOOK_S * workers / _MANY, _LEAST_LOOK_S), LOOK_S)
+    def tells_more_than(self, before: Heartbeat) -> bool:
+        """Whether the engine was looked at again since that earlier heartbeat."""
+        return self.measured - before.measured > _ONE_LOAD * (self.seen - before.seen)
+
+
+def look_interval_s(workers: int, heartbeat_interval_s: float) -> float:
+    """Seconds between two looks at the heartbeats of so many workers, which come every ``heartbeat_interval_s``."""
+    return min(max(LOOK_S * workers / _MANY, heartbeat_interval_s / _LOOKS_A_BEAT), LOOK_S)
 
 
 _FIELDS = {name.encode(): name for name in Heartbeat.model_fields}

@@ -56,7 +56,8 @@ class WorkerWatch:
     async def run(self) -> None:
         """Look every so often, and at once when a worker says that its state changed, for ever."""
         while True:
-            await wait_at_most(self.look, look_interval_s(len(self._placer.cluster.devices)))
+            workers = len(self._placer.cluster.devices)
+            await wait_at_most(self.look, look_interval_s(workers, self._settings.heartbeat_interval_s))
             self.look.clear()
             await self.look_at_workers()
             self._wake.set()
@@ -75,7 +76,7 @@ class WorkerWatch:
             elif now - beat.seen <= patience:  # else it may have died before we looked: it gets nothing as yet
                 alive.append(name)
                 self._unreadable.discard(name)
-                age = max(now - beat.seen, 0.0)
+                age = max(now - beat.measured, 0.0)
                 if self._placer.cluster.refresh(name, beat, asyncio.get_running_loop().time() - age):
                     await self._adopt(name, beat)
         self._placer.cluster.keep_only(alive)

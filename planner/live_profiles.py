@@ -29,7 +29,7 @@ class LiveSpeeds:
         """Learn from the latest heartbeats; those between two looks need not all be seen."""
         for name, beat in beats.items():
             before = self._last.get(name)
-            if beat is None or (before is not None and beat.seen <= before.seen):
+            if beat is None or (before is not None and not beat.tells_more_than(before)):
                 continue
             self._last[name] = beat
             kind = _kind(beat)

@@ -62,7 +62,7 @@ class Simulation:
             changes: devices that become slower or faster.
         """
         self._delays = delays or Delays()
-        live = look_interval_s(len(devices))
+        live = look_interval_s(len(devices), self._delays.heartbeat_s)
         self._look_s = live if self._delays.look_s is None else self._delays.look_s
         self.placer = Placer(policy, rng, self._delays.round_trip_s)
         if lengths is not None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from broker.cluster import Cluster, Device, InFlight
 from broker.events import BatchCancelled, Completed, Dropped, EndedTokens, Returned, WorkerChanged, parse_event
-from broker.heartbeat import parse_heartbeat
+from broker.heartbeat import look_interval_s, parse_heartbeat
 from broker.profiles import profile_text
 from broker.throughput import Profile
 from workers.engines.base import Capacity, Load
@@ -36,6 +36,7 @@ class TestHeartbeat:
                 prompt_tokens_total=9,
                 output_tokens_total=8,
                 free_memory_bytes=6,
+                age_s=0.25,
             ),
             (12.34, 5.0),
             21,
@@ -45,6 +46,16 @@ class TestHeartbeat:
         assert (beat.state, beat.device, beat.seats, beat.running, beat.waiting) == ("draining", "NVIDIA H100", 8, 3, 2)
         assert (beat.kv_tokens_total, beat.kv_tokens_free, beat.free_memory_bytes) == (5000, 4300, 6)
         assert (beat.prompt_tokens_per_s, beat.output_tokens_per_s, beat.jobs_total, beat.seen) == (12.3, 5.0, 21, 17.5)
+        assert beat.measured == 17.25
+
+    @pytest.mark.parametrize(
+        ("workers", "beat_s", "expected"),
+        [(1, 0.5, 0.25), (64, 0.5, 0.25), (128, 0.5, 0.5), (1000, 0.5, 1), (9, 0.1, 0.05)],
+    )
+    def test_a_small_pool_is_looked_at_twice_as_often_as_its_heartbeats_come(
+        self, workers: int, beat_s: float, expected: float
+    ) -> None:
+        assert look_interval_s(workers, beat_s) == pytest.approx(expected)
 
     def test_an_engine_that_holds_more_than_it_said_has_nothing_free(self) -> None:
         capacity = Capacity("d", "m", 100, 1, 100, "1")
@@ -160,6 +171,19 @@ class TestDevice:
         assert device.kv_share.blocked
         device.refresh(device.heartbeat.model_copy(update={"seen": 2.0}), 12.0)
         assert not device.kv_share.blocked
+
+    def test_an_engine_is_as_its_heartbeat_says_when_it_was_looked_at(self) -> None:
+        """A server elsewhere is asked now and then: what is told of it is older than the heartbeat that tells it."""
+        device = Device("a", heartbeat(running=4))
+        for second in range(1, 4):
+            beat = heartbeat(running=4, steps_total=100 * second, load_age_s=0.4, seen=second + 0.4)
+            device.refresh(beat, second)
+            again = beat.model_copy(update={"load_age_s": 0.89, "seen": second + 0.9})  # a little late on its way
+            device.kv_share.blocked = True
+            device.refresh(again, second + 0.01)
+            assert device.kv_share.blocked
+        device.pass_time(3.5)
+        assert device.calendar.step == pytest.approx(350, abs=2)
 
     def test_what_is_read_back_from_a_queue_starts_now_and_its_numbers_are_checked(self) -> None:
         """A scheduler that takes over finds jobs of which it knows no more than what anyone can write to a stream."""

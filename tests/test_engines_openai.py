@@ -224,6 +224,25 @@ async def test_totals_survive_a_restart_of_the_server() -> None:
         assert (engine.load().prompt_tokens_total, engine.load().output_tokens_total) == (20 + 5 + 1, 50 + 20 + 5)
 
 
+async def test_what_the_server_says_is_as_old_as_the_last_look_at_it() -> None:
+    now = asyncio.get_running_loop().time
+    before = now()
+    async with SimulatedServer(SimulatedOptions(models=("m",))) as server, attached(server.url, poll_s=60) as engine:
+        after = now()
+        await asyncio.sleep(0.01)
+        least, age, most = now() - after, engine.load().age_s, now() - before
+        assert least <= age <= most
+
+
+async def test_what_is_counted_here_is_never_old() -> None:
+    async def handler(_: web.Request) -> web.Response:
+        return web.json_response(GOOD)
+
+    async with serving(handler) as url, attached(url) as engine:
+        await engine.run(chat())
+        assert engine.load().age_s == 0
+
+
 async def test_no_server_there() -> None:
     with pytest.raises(EngineStartError, match=r"server at http://127\.0\.0\.1:1 does not answer: start it"):
         await OpenAIEngine(OpenAIOptions(url="http://127.0.0.1:1", model="m")).start()

@@ -38,6 +38,15 @@ def test_a_device_that_is_slower_than_its_profile_has_its_profile_put_right(prof
     assert (q.kv_tokens, q.seats) == (p.kv_tokens, p.seats)
 
 
+def test_what_is_told_twice_of_an_engine_counts_once() -> None:
+    speeds = LiveSpeeds()
+    for beat in Engine().beats(60, lambda: 2.0):
+        late = {"seen": beat.seen + 0.5, "load_age_s": 0.495}  # the same look at the engine, a little late on its way
+        for told in (beat, beat.model_copy(update=late)):
+            speeds.observe({"a": told})
+    assert list(speeds.slowdowns().values()) == [pytest.approx(2.0, rel=0.1)]
+
+
 def test_others_stay_as_they_were_measured() -> None:
     other = RECORD.model_copy(update={"device": "e"})
     assert refit([other], {("d", "m"): 2.0}) == [other]

@@ -116,6 +116,7 @@ class LocalCluster:
             "TOKENYARD_REDIS_URL": self.redis_url,
             "TOKENYARD_POOL": self._settings.pool,
             "TOKENYARD_POLICY": self._settings.policy,
+            "TOKENYARD_HEARTBEAT_INTERVAL_S": str(self._settings.heartbeat_interval_s),
             "NO_COLOR": "1",
             "TYPER_USE_RICH": "0",  # what is wrong with an option on a line of its own, without a box around it
         }

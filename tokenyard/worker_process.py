@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 
 from broker.concurrency import on_stop_signals
 from broker.connection import connected
@@ -22,7 +23,7 @@ async def run_worker(redis_url: str, settings: Settings, choice: EngineChoice, n
         TokenyardError: no Redis, no engine, no such model; one line says what to do.
     """
     async with connected(redis_url) as client:
-        engine = build_engine(choice, log.info)
+        engine = build_engine(replace(choice, poll_s=settings.heartbeat_interval_s), log.info)
         membership = Membership(
             client,
             settings,

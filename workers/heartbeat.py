@@ -55,6 +55,7 @@ def heartbeat_fields(
         "waiting": load.waiting,
         "free_memory_bytes": load.free_memory_bytes,
         "steps_total": load.steps_total,
+        "load_age_s": f"{load.age_s:.3f}",
         "max_batched_tokens": capacity.max_batched_tokens,
         "profile": profile,
     }

@@ -188,6 +188,6 @@ class Membership:
 
     def _fields(self, load: Load, jobs_total: int) -> dict[str, str]:
         now = asyncio.get_running_loop().time()
-        rates = self._rates.add(now, load.prompt_tokens_total, load.output_tokens_total)
+        rates = self._rates.add(now - load.age_s, load.prompt_tokens_total, load.output_tokens_total)
         state = "paused" if self._paused and self._state == "ready" else self._state
         return heartbeat_fields(self._identity, state, self.capacity, load, rates, jobs_total, self._profile)

@@ -44,6 +44,7 @@ async def through_tokenyard(
     policy: str,
     folder: Path,
     profiles: Mapping[str, Path],
+    speed: float,
 ) -> None:
     """Run all requests as one batch; the clock goes from the submit of the first to the last result read.
 
@@ -55,6 +56,7 @@ async def through_tokenyard(
         policy: placement policy of the scheduler.
         folder: for data and logs.
         profiles: measured times of servers, by name; the others' are learned while they run.
+        speed: times faster than real that the servers run: heartbeats come that much more often.
 
     Raises:
         BenchmarkError: a result is missing or wrong.
@@ -66,7 +68,9 @@ async def through_tokenyard(
         for server, count in zip(servers, seats, strict=True)
     ]
     settings = load_settings(pool=_POOL, policy=policy, state_dir=folder / "tokenyard")
-    settings = settings.model_copy(update={"redis_url": None})  # a server of its own, whatever the environment says
+    beat_s = min(settings.heartbeat_interval_s / speed, 1.0)
+    # A server of its own, whatever the environment says.
+    settings = settings.model_copy(update={"redis_url": None, "heartbeat_interval_s": beat_s})
     async with (
         LocalCluster(settings, MODEL, workers, lambda _text: None) as cluster,
         connect_client(cluster.redis_url) as client,

@@ -99,6 +99,7 @@ class Load:
         output_tokens_total: tokens generated since the engine started.
         free_memory_bytes: memory free on the device (host memory for a CPU engine).
         steps_total: steps done since the engine started; 0 where it does not count them.
+        age_s: how long ago this was so, in seconds: a server elsewhere is not asked each time.
     """
 
     running: int
@@ -108,6 +109,7 @@ class Load:
     output_tokens_total: int
     free_memory_bytes: int
     steps_total: int = 0
+    age_s: float = 0.0
 
 
 #: Of an engine that has done nothing yet.

@@ -70,7 +70,7 @@ class OpenAIOptions:
     busy_first_s: float = 0.5
     busy_longest_s: float = 5.0
     busy_patience_s: float = 300.0
-    poll_s: float = 1.0
+    poll_s: float = 0.5
     idle_poll_s: float = 10.0
 
 
@@ -87,6 +87,7 @@ class OpenAIEngine:
         self._poller: asyncio.Task[None] | None = None
         self._arrival = asyncio.Event()
         self._metrics: ServerMetrics | None = None
+        self._looked = 0.0  # when that was so, on the loop's clock
         self._kv_tokens = options.kv_tokens
         self._in_flight = 0
         self._bytes_in_flight = 0
@@ -106,7 +107,7 @@ class OpenAIEngine:
         self._sender = self._new_sender(session)
         try:
             card = await self._model_card(session)
-            self._metrics = await self._look(session)
+            self._metrics, self._looked = await self._look(session), _now()
             version = await self._version(session)
         except BaseException:
             await self.stop()
@@ -185,6 +186,7 @@ class OpenAIEngine:
             output_tokens_total=self._output_tokens,
             free_memory_bytes=0,  # nothing tells the free memory of a remote device
             steps_total=metrics.steps if metrics else 0,
+            age_s=_now() - self._looked if metrics else 0.0,
         )
 
     async def stop(self) -> None:
@@ -264,7 +266,11 @@ class OpenAIEngine:
             if latest and metrics:
                 self._prompt_tokens += _grown(metrics.prompt_tokens, latest.prompt_tokens)
                 self._output_tokens += _grown(metrics.output_tokens, latest.output_tokens)
-                self._metrics = latest
+                self._metrics, self._looked = latest, _now()
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()
 
 
 def _grown(before: int, after: int) -> int:
