@@ -32,6 +32,8 @@ from tokenyard.local_cluster import WorkerSpec, usable_cores
 from workers.engines.cpu_precision import cpu_dtype
 
 _POLICY, _BASELINE = "throughput", "round_robin"
+#: A worker is warm when it has ended so many requests of its private backlog.
+_WARM_JOBS = 2
 
 
 async def main(options: argparse.Namespace) -> Report:
@@ -59,8 +61,11 @@ async def _measure(
 
     async def ceiling(turn: int) -> Ceiling:
         note(f"{names}: each from a private backlog")
-        backlogs = {spec.name: questions.backlog(f"{turn} {spec.name}", options.backlog, rng) for spec in specs}
-        found = await measure_ceiling(cluster, backlogs, Span(options.warm_up_s), Span(options.window_s))
+        backlogs = {
+            name: questions.backlog(f"{turn} {name}", options.backlog, rng, beat.seats) for name, beat in beats.items()
+        }
+        warm_up = Span(options.warm_up_s, jobs=_WARM_JOBS)
+        found = await measure_ceiling(cluster, backlogs, warm_up, Span(options.window_s))
         note(f"{names}: {found.tokens_per_s:,.0f} tokens/s side by side")
         return found
 
@@ -83,7 +88,7 @@ async def _measure(
     # Nothing of the runs that are predicted goes into their prediction: the lengths are those of the other run.
     lengths = {result.custom_id: (result.prompt_tokens, result.output_tokens) for result in baseline.results}
     requests = questions.requests(_POLICY)
-    backlog = questions.backlog(_POLICY, options.backlog, rng)
+    backlog = questions.backlog(_POLICY, options.backlog, rng, 0)
     rates = {name: fmean(found.rates[name] for found in ceilings) for name in beats}
     slowdowns = {name: slowdown(name, beat, backlog, lengths, rates[name]) for name, beat in beats.items()}
     simulated = predict(requests, lengths, beats, _POLICY, options.seed, slowdowns)

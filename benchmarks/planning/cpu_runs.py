@@ -41,6 +41,8 @@ _CORES = 2
 #: A slow engine is warmed up and measured for as long as so many tokens take it, at most so long: bfloat16 on a CPU
 #: that has no instructions for it does some tens a second.
 _TOKENS, _MOST_S = 2500, 90.0
+#: It is warm when each engine has ended so many requests: a slow one reads for minutes what it is given at first.
+_WARM_JOBS, _LONGEST_WARM_UP_S = 2, 300.0
 #: No further turn begins so long after the first (seconds).
 _TURNS_S = 300.0
 
@@ -61,8 +63,9 @@ async def cpu_report(options: argparse.Namespace) -> Report:
         server = await server_name(cluster.client.redis)
         known = await _profile(cluster, shown(), cores, options.profile_s)
     profiling_s = time.monotonic() - begun
-    measured = [await _measure_in_turns(group, cores, questions, options) for group in groups()]
-    found = outcomes(Predictor(known, read_model("demo"), classes), measured)
+    predictor = Predictor(known, read_model("demo"), classes)
+    measured = [await _measure_in_turns(group, cores, questions, predictor, options) for group in groups()]
+    found = outcomes(predictor, measured)
     title = "Prompt and output tokens a second of all engines together; error: predicted over measured, less 1"
     notes = [_words(engine) for engine in known]
     notes.append("profiling_s: both profiles one after the other, with the start of their engines, all at once")
@@ -86,7 +89,11 @@ async def _profile(
 
 
 async def _measure_in_turns(
-    group: Sequence[Candidate], cores: Sequence[int], questions: Questions, options: argparse.Namespace
+    group: Sequence[Candidate],
+    cores: Sequence[int],
+    questions: Questions,
+    predictor: Predictor,
+    options: argparse.Namespace,
 ) -> dict[Candidate, float]:
     """Tokens a second of each, its engines busy and those of all others up and idle; the mean of its turns.
 
@@ -94,7 +101,8 @@ async def _measure_in_turns(
     """
     specs = {candidate: candidate.specs(cores) for candidate in group}
     rates: dict[Candidate, list[float]] = {candidate: [] for candidate in group}
-    warm_up, window = (Span(seconds, _TOKENS, _MOST_S) for seconds in (options.warm_up_s, options.window_s))
+    warm_up = Span(options.warm_up_s, jobs=_WARM_JOBS, most_s=_LONGEST_WARM_UP_S)
+    window = Span(options.window_s, _TOKENS, most_s=_MOST_S)
     async with real_cluster() as cluster:
         await cluster.start_workers([spec for those in specs.values() for spec in those], {})
         begun = time.monotonic()
@@ -104,7 +112,8 @@ async def _measure_in_turns(
             first = turn * len(group) // options.turns
             for candidate in [*group[first:], *group[:first]]:
                 rng = random.Random(options.seed + turn)
-                backlogs = {spec.name: questions.backlog(spec.name, _COPIES, rng) for spec in specs[candidate]}
+                at_once = predictor.at_once(candidate)
+                backlogs = {s.name: questions.backlog(s.name, _COPIES, rng, at_once) for s in specs[candidate]}
                 rate = (await measure_ceiling(cluster, backlogs, warm_up, window)).tokens_per_s
                 note(f"{candidate.layout}, {candidate.dtype}, {candidate.kv_gib:g} GiB: {rate:.0f} tokens/s")
                 rates[candidate].append(rate)

@@ -162,6 +162,12 @@ class Predictor:
         estimator = Estimator(self.shape, list(self.known), DEMO_MODEL_NAMES)
         return predicted(candidate, estimator, self.shape, self.classes)
 
+    def at_once(self, candidate: Candidate) -> int:
+        """Requests that one of its engines runs at a time: as many as its memory holds on average, or its seats."""
+        steps = sum(c.jobs * c.work.steps for c in self.classes)
+        held = sum(c.jobs * c.work.context_steps for c in self.classes) / steps
+        return max(1, min(SEATS, int(kv_tokens(candidate, self.shape) / held)))
+
     def put_right(self, rates: Mapping[Candidate, float]) -> Predictor:
         """Each profile slower or faster as a whole, so that it predicts what its engines were measured to do."""
         slowdowns = [self.rate(candidate) / rates[candidate] for candidate in shown()]

@@ -31,16 +31,19 @@ class Span:
     Attributes:
         seconds: at least.
         tokens: until so many, prompt and output, have been worked off by all together; 0: not looked at.
+        jobs: until each has ended so many requests: what it was given at first has been read by then.
         most_s: seconds after which it ends all the same.
     """
 
     seconds: float
     tokens: int = 0
+    jobs: int = 0
     most_s: float = math.inf
 
-    def is_over(self, elapsed_s: float, tokens: int) -> bool:
-        """Whether it ends now."""
-        return elapsed_s >= self.seconds and (tokens >= self.tokens or elapsed_s >= self.most_s)
+    def is_over(self, elapsed_s: float, tokens: int, jobs: int) -> bool:
+        """Whether it ends now, with so many tokens worked off by all, and so many requests ended by each."""
+        enough = tokens >= self.tokens and jobs >= self.jobs
+        return elapsed_s >= self.seconds and (enough or elapsed_s >= self.most_s)
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,8 +138,9 @@ async def _pass(cluster: RealCluster, workers: Sequence[str], span: Span) -> dic
             if not seen or found[name].seen > seen[-1].seen:
                 seen.append(found[name])
         done = sum(_all_tokens(seen[-1]).tokens - _all_tokens(seen[0]).tokens for seen in beats.values())
+        jobs = min(seen[-1].jobs_total - seen[0].jobs_total for seen in beats.values())
         enough = all(len(seen) > 1 for seen in beats.values())
-        if enough and span.is_over(loop.time() - begun, done):
+        if enough and span.is_over(loop.time() - begun, done, jobs):
             return beats
         await asyncio.sleep(1.0)
 

@@ -48,11 +48,14 @@ class Questions:
         """
         return [self._request(number, salt) for number in range(len(self))]
 
-    def backlog(self, salt: str, copies: int, rng: random.Random) -> list[RequestLine]:
+    def backlog(self, salt: str, copies: int, rng: random.Random, at_once: int) -> list[RequestLine]:
         """All of them ``copies`` times over, in an order of which every stretch has about the same mix of limits.
 
         Else chance would decide what a worker that gets to a part of them is measured with. The order is that of the
         multiples of the golden ratio's fraction, which fill the unit interval evenly.
+
+        The first ``at_once`` answers are cut, the first the shortest: they end one after another, as they do in an
+        engine that has run so many at once for a while. Else it would read for a time, then write, then read again.
         """
         found: list[RequestLine] = []
         by_limit = sorted(range(len(self)), key=lambda number: self.max_tokens[number])
@@ -60,15 +63,16 @@ class Questions:
             start = rng.random()
             places = sorted(range(len(self)), key=lambda place: (start + place * _GOLDEN) % 1)
             for place in places:
-                request = self._request(by_limit[place], f"{salt} {copy}")
+                share = min((len(found) + 1) / max(at_once, 1), 1.0)
+                request = self._request(by_limit[place], f"{salt} {copy}", share)
                 found.append(msgspec.structs.replace(request, custom_id=f"{copy}.{request.custom_id}"))
         return found
 
-    def _request(self, number: int, salt: str) -> RequestLine:
+    def _request(self, number: int, salt: str, share: float = 1.0) -> RequestLine:
         body = {
             "model": self.model,
             "messages": self.chats[number],
-            "max_tokens": self.max_tokens[number],
+            "max_tokens": max(int(self.max_tokens[number] * share), 1),
             "temperature": 0,
             "cache_salt": salt,
             **({"ignore_eos": True} if self.whole else {}),
