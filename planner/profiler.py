@@ -21,6 +21,8 @@ log = logging.getLogger(__name__)
 _OUTPUT_TOKENS = 24
 #: The share of the time for which an engine that tells its steps is kept full.
 _SATURATED_SHARE = 0.4
+#: At most this part of it may pass until it is full; a slower engine would still be reading when the time is over.
+_FILLING_SHARE = 0.5
 #: And the share that the first batch may take.
 _FIRST_BATCH_SHARE = 0.2
 
@@ -74,7 +76,7 @@ async def measure(bench: Bench, limits: EngineLimits, *, budget_s: float) -> Mea
 
     The few loads without which nothing can be fitted are always run. What they tell predicts how long each further one
     will take; these are run cheapest first, then all once more, until the next would end after the budget. An engine
-    that tells its steps is kept full for the last part of it, see ``planner.saturation``.
+    that tells its steps, and is not too slow for it, is kept full for the last part, see ``planner.saturation``.
 
     Args:
         limits: what the engine can hold.
@@ -96,14 +98,17 @@ async def measure(bench: Bench, limits: EngineLimits, *, budget_s: float) -> Mea
         first.append(batch)
     by_steps = any(point.kind != "whole" for point in session.points())
     further = [load for load in further_loads(limits, _OUTPUT_TOKENS) if by_steps or load.together]
-    until_s = budget_s * (1 - _SATURATED_SHARE if by_steps else 1)
+    full_s = budget_s * _SATURATED_SHARE
+    full = filling(limits) if by_steps else None
+    if full is not None and session.predicted(full.first_prompts()) > full_s * _FILLING_SHARE:
+        full = None
+    until_s = budget_s - (full_s if full is not None else 0.0)
     await session.run_cheapest(further, until_s)
     # What time is left goes into repeats, so that what disturbs the device for a while does not decide.
     await session.run_cheapest([*first, *further], until_s)
-    full = filling(limits) if by_steps else None
     parts: list[Part] = []
     if full is not None:
-        parts = await session.keep_full(full, max(budget_s - session.spent(), budget_s * _SATURATED_SHARE / 2))
+        parts = await session.keep_full(full, max(budget_s - session.spent(), full_s / 2))
     return Measurement(put_right(session.fit(), parts), len(session.observations), session.spent(), by_steps)
 
 

@@ -24,7 +24,7 @@ from broker.engine_steps import EngineStep
 from broker.profiles import KindError
 from broker.throughput import Profile
 from planner.fit import Fit, Terms
-from planner.measured_steps import EngineLimits, Lengths
+from planner.measured_steps import EngineLimits, Lengths, Load
 
 #: Requests that mostly read, and some that mostly write: what real ones are lies between. In both one prompt is read in
 #: a step, or none, as at work: what is spent for each and for each such step is not told apart.
@@ -83,6 +83,10 @@ class Filling:
     def first(self, number: int) -> Lengths:
         """The first request of each place: they end one after another, as they do when all goes its way."""
         return Lengths(min(_FIRST_PROMPT, self.reading.prompt), 1 + number * self.reading.output // self.together)
+
+    def first_prompts(self) -> Load:
+        """What is read until every place is taken."""
+        return Load(tuple(Lengths(self.first(n).prompt, 1) for n in range(self.together)), self.together)
 
     def next(self, passed: float) -> Lengths:
         """Each further one, when that share of the time has passed."""

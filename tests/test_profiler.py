@@ -173,6 +173,49 @@ def test_a_slow_engine_gets_the_first_loads_only() -> None:
     assert found.loads == len(first_loads(limits)) + 1
 
 
+class SteppingBench:
+    """Reads and writes for one request at a time, and tells its steps."""
+
+    def __init__(self, seconds_a_token: float) -> None:
+        self.texts = 0
+        self._seconds_a_token = seconds_a_token
+        self._steps: list[EngineStep] = []
+        self._engine = asyncio.Lock()
+
+    async def run(self, request: Lengths) -> Lengths:
+        async with self._engine:
+            for prompt in (request.prompt, *[0] * (request.output - 1)):
+                seconds = self._seconds_a_token * max(prompt, 1)
+                await asyncio.sleep(seconds)
+                now = asyncio.get_running_loop().time()
+                self._steps.append(EngineStep(now, seconds, prompt, 0 if prompt else 1))
+        return request
+
+    async def run_text(self, request: Lengths) -> Lengths:
+        self.texts += 1
+        return await self.run(request)
+
+    def take_steps(self) -> list[EngineStep]:
+        steps, self._steps = self._steps, []
+        return steps
+
+
+@pytest.mark.parametrize(("seconds_a_token", "kept_full"), [(0.001, True), (0.05, False)])
+def test_an_engine_that_would_read_until_the_time_is_over_is_not_kept_full(
+    seconds_a_token: float, kept_full: bool
+) -> None:
+    limits = EngineLimits(100_000, 16, 1024, 2048)
+
+    async def main() -> tuple[Measurement, int]:
+        bench = SteppingBench(seconds_a_token)
+        return await measure(bench, limits, budget_s=45), bench.texts
+
+    found, texts = in_virtual_time(main())
+    assert found.by_steps
+    assert (texts > 0) == kept_full
+    assert found.seconds <= 45.1
+
+
 def test_the_first_batch_is_as_large_as_there_is_time_for() -> None:
     limits = EngineLimits(100_000, 24, 4096, 2048)
 

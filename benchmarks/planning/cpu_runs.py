@@ -13,6 +13,7 @@ import numpy as np
 
 from benchmarks.cluster import BenchmarkError
 from benchmarks.planning.cpu_truth import (
+    SEATS,
     Candidate,
     Predictor,
     groups,
@@ -41,7 +42,8 @@ _CORES = 2
 #: A slow engine is warmed up and measured for as long as so many tokens take it, at most so long: bfloat16 on a CPU
 #: that has no instructions for it does some tens a second.
 _TOKENS, _MOST_S = 2500, 90.0
-#: It is warm when each engine has ended so many requests: a slow one reads for minutes what it is given at first.
+#: An engine with memory for all its seats is warm when it has ended so many requests: a slow one reads for minutes what
+#: it is given at first. One without takes too many at first, and is warm when as many have ended as run at once.
 _WARM_JOBS, _LONGEST_WARM_UP_S = 2, 300.0
 #: No further turn begins so long after the first (seconds).
 _TURNS_S = 300.0
@@ -101,7 +103,6 @@ async def _measure_in_turns(
     """
     specs = {candidate: candidate.specs(cores) for candidate in group}
     rates: dict[Candidate, list[float]] = {candidate: [] for candidate in group}
-    warm_up = Span(options.warm_up_s, jobs=_WARM_JOBS, most_s=_LONGEST_WARM_UP_S)
     window = Span(options.window_s, _TOKENS, most_s=_MOST_S)
     async with real_cluster() as cluster:
         await cluster.start_workers([spec for those in specs.values() for spec in those], {})
@@ -113,6 +114,8 @@ async def _measure_in_turns(
             for candidate in [*group[first:], *group[:first]]:
                 rng = random.Random(options.seed + turn)
                 at_once = predictor.at_once(candidate)
+                warm_jobs = at_once if at_once < SEATS else _WARM_JOBS
+                warm_up = Span(options.warm_up_s, jobs=warm_jobs, most_s=_LONGEST_WARM_UP_S)
                 backlogs = {s.name: questions.backlog(s.name, _COPIES, rng, at_once) for s in specs[candidate]}
                 rate = (await measure_ceiling(cluster, backlogs, warm_up, window)).tokens_per_s
                 note(f"{candidate.layout}, {candidate.dtype}, {candidate.kv_gib:g} GiB: {rate:.0f} tokens/s")
