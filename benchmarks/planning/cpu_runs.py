@@ -41,10 +41,11 @@ _MAX_TOKENS = (16, 64)
 _CORES = 2
 #: A slow engine is warmed up and measured for as long as so many tokens take it, at most so long: bfloat16 on a CPU
 #: that has no instructions for it does some tens a second.
-_TOKENS, _MOST_S = 2500, 90.0
+_TOKENS, _MOST_S = 3500, 90.0
 #: An engine with memory for all its seats is warm when it has ended so many requests: a slow one reads for minutes what
-#: it is given at first. One without takes too many at first, and is warm when as many have ended as run at once.
-_WARM_JOBS, _LONGEST_WARM_UP_S = 2, 300.0
+#: it is given at first. One without takes too many at first, and computes some of them again; it is warm when so many
+#: times what runs at once has ended.
+_WARM_JOBS, _WARM_TURNS, _LONGEST_WARM_UP_S = 2, 2, 300.0
 #: No further turn begins so long after the first (seconds).
 _TURNS_S = 300.0
 
@@ -114,7 +115,7 @@ async def _measure_in_turns(
             for candidate in [*group[first:], *group[:first]]:
                 rng = random.Random(options.seed + turn)
                 at_once = predictor.at_once(candidate)
-                warm_jobs = at_once if at_once < SEATS else _WARM_JOBS
+                warm_jobs = _WARM_TURNS * at_once if at_once < SEATS else _WARM_JOBS
                 warm_up = Span(options.warm_up_s, jobs=warm_jobs, most_s=_LONGEST_WARM_UP_S)
                 backlogs = {s.name: questions.backlog(s.name, _COPIES, rng, at_once) for s in specs[candidate]}
                 rate = (await measure_ceiling(cluster, backlogs, warm_up, window)).tokens_per_s
