@@ -50,7 +50,7 @@ class Heartbeat(BaseModel):
     steps_total: int = Field(0, ge=0, le=10**12)
     max_batched_tokens: int = Field(0, ge=0, le=10**9)
     profile: str = Field("", max_length=1024)
-    load_age_s: float = Field(0.0, ge=0, le=1e9, allow_inf_nan=False)
+    load_age_s: float = Field(default=0.0, ge=0, le=1e9, allow_inf_nan=False)
     seen: float = Field(0.0, ge=0, le=1e12, allow_inf_nan=False)
 
     @property
