@@ -91,14 +91,21 @@ class Site:
 
     def running(self) -> list[str]:
         """Names of the worker processes of this host, one for each process."""
-        return [_name(process) for process in self._workers()]
+        return [name for name, _ in self._workers()]
 
     def worker_pids(self) -> set[int]:
         """Their process ids."""
-        return {process.pid for process in self._workers()}
+        return {process.pid for _, process in self._workers()}
 
-    def _workers(self) -> list[psutil.Process]:
-        return [process for process in self.processes() if "worker" in process.cmdline()[:4]]
+    def _workers(self) -> list[tuple[str, psutil.Process]]:
+        """Worker processes with their names. One that ends meanwhile has no command any more, or is not there."""
+        found: list[tuple[str, psutil.Process]] = []
+        for process in self.processes():
+            with suppress(psutil.NoSuchProcess):
+                words = process.cmdline()
+                if "worker" in words[:4]:
+                    found.append((words[words.index("--name") + 1], process))
+        return found
 
     def processes(self) -> list[psutil.Process]:
         """All processes of this host, but for the shells that watch over workers."""
@@ -113,7 +120,7 @@ class Site:
 
     def kill(self, name: str) -> None:
         """``kill -9`` the worker of that process name."""
-        [process] = [p for p in self._workers() if _name(p) == name]
+        [process] = [process for running, process in self._workers() if running == name]
         process.kill()
 
     async def says(self, text: str) -> None:
@@ -134,11 +141,6 @@ class Site:
         for process in self.processes():
             with suppress(psutil.NoSuchProcess):
                 process.kill()
-
-
-def _name(process: psutil.Process) -> str:
-    words = process.cmdline()
-    return words[words.index("--name") + 1]
 
 
 @asynccontextmanager
