@@ -57,7 +57,7 @@ _NOTES = (
 def _options() -> argparse.Namespace:
     parser = options_parser("planner_truth", __doc__ or "")
     parser.add_argument("--data", type=Path, help="folder with profiles/ and traces/, or prompts/")
-    parser.add_argument("--cpu", action="store_true", help="real vLLM on this machine's cores, about 20 minutes")
+    parser.add_argument("--cpu", action="store_true", help="real vLLM on this machine's cores, 20 to 35 minutes")
     parser.add_argument("--profile-s", type=at_least(1.0), default=12.0, help="seconds for each profile (--cpu)")
     parser.add_argument(
         "--warm-up-s", type=at_least(0.0), default=5.0, help="seconds before rates are measured (--cpu)"

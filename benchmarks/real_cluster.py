@@ -111,7 +111,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--workers", type=int, choices=(2, 3), nargs="+", default=[2, 3], help="clusters to measure")
     parser.add_argument("--profile-s", type=at_least(1.0), default=30.0, help="seconds for the profiles")
     parser.add_argument("--warm-up-s", type=at_least(0.0), default=12.0, help="seconds before rates are measured")
-    parser.add_argument("--window-s", type=at_least(1.0), default=20.0, help="seconds for which they are")
+    parser.add_argument("--window-s", type=at_least(1.0), default=45.0, help="seconds for which they are")
     parser.add_argument("--turns", type=at_least(1), default=3, help="runs under throughput")
     parser.add_argument("--backlog", type=at_least(1), default=2, help="times all questions in a private backlog")
     return parser.parse_args()

@@ -45,6 +45,13 @@ def as_reached(
     return [replace(kind, slowdown=kind.slowdown / _share(_alone(kind), mix, block_tokens)) for kind in kinds]
 
 
+def requests_at_once(kv_tokens: int, seats: int, mix: Sequence[LengthClass]) -> int:
+    """Requests that an engine runs at a time: as many as its memory holds on average, or its seats."""
+    steps = sum(c.jobs * c.work.steps for c in mix)
+    mean = sum(c.jobs * c.work.context_steps for c in mix) / steps if steps else 1.0
+    return max(1, min(seats, int(kv_tokens / mean)))
+
+
 def _alone(kind: DeviceKind) -> DeviceKind:
     """One such engine with nothing to do, at the speed of its profile."""
     return DeviceKind(kind.profile, max_batched_tokens=kind.max_batched_tokens, context_tokens=kind.context_tokens)
@@ -78,9 +85,7 @@ def _lengths(c: LengthClass) -> tuple[int, int]:
 
 def _together(kind: DeviceKind, mix: Sequence[LengthClass]) -> int:
     """Requests that are given to the engine at once: late binding gives it what its memory holds, and a few ahead."""
-    steps = sum(c.jobs * c.work.steps for c in mix)
-    mean = sum(c.jobs * c.work.context_steps for c in mix) / steps if steps else 1.0
-    running = max(1, min(kind.profile.seats, int(kind.profile.kv_tokens / mean)))
+    running = requests_at_once(kind.profile.kv_tokens, kind.profile.seats, mix)
     return running + max(1, running // _AHEAD)
 
 

@@ -17,5 +17,11 @@ def test_no_command_waits_for_what_others_need() -> None:
     assert ended.stdout.strip() == "[]"
 
 
+def test_what_an_engine_starts_does_not_wait_for_the_commands() -> None:
+    script = "import sys, tokenyard.__main__; print('tokenyard.cli' in sys.modules)"
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert ended.stdout.strip() == "False"
+
+
 def test_the_help_names_the_policies_there_are() -> None:
     assert ", ".join(sorted(POLICIES)) == processes.POLICY_NAMES

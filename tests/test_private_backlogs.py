@@ -10,21 +10,33 @@ import pytest
 from benchmarks.real.ceiling import Span
 from benchmarks.real.questions import Questions
 
-QUESTIONS = Questions(
-    chats=tuple([{"role": "user", "content": str(n)}] for n in range(40)), max_tokens=(64,) * 40, model="m"
-)
+
+def questions(*max_tokens: int) -> Questions:
+    chats = [[{"role": "user", "content": str(n)}] for n in range(len(max_tokens))]
+    return Questions(tuple(chats), max_tokens, model="m")
 
 
-def limits(at_once: int) -> list[int]:
-    requests = QUESTIONS.backlog("salt", 2, random.Random(0), at_once)
+QUESTIONS = questions(*[64] * 40)
+
+
+def limits(asked: Questions, at_once: int) -> list[int]:
+    requests = asked.backlog("salt", 2, random.Random(0), at_once)
     return [orjson.loads(request.body)["max_tokens"] for request in requests]
 
 
-@pytest.mark.parametrize("at_once", [0, 1, 8, 50])
+@pytest.mark.parametrize("at_once", [0, 1, 8, 32])
 def test_the_first_answers_end_one_after_another_and_the_others_are_whole(at_once: int) -> None:
-    cut, whole = limits(at_once)[:at_once], limits(at_once)[at_once:]
-    assert cut == [max(64 * (n + 1) // at_once, 1) for n in range(at_once)]
-    assert whole == [64] * (80 - at_once)
+    found = limits(QUESTIONS, at_once)
+    assert found[:at_once] == [64 * (2 * n + 1) // (2 * at_once) + 1 for n in range(at_once)]
+    assert found[at_once:] == [64] * (80 - at_once)
+
+
+def test_of_unequal_answers_as_many_end_a_token_as_when_all_is_in_full_swing() -> None:
+    asked = questions(*[16] * 20, *[64] * 20)
+    cut = limits(asked, 40)[:40]
+    # 40 answers of 40 tokens in the mean: one ends at each token. Half of them have at most 16 left to go.
+    assert [sum(left <= tokens for left in cut) for tokens in (4, 8, 16)] == [4, 8, 16]
+    assert max(cut) == 64
 
 
 def test_all_questions_are_in_each_copy() -> None:

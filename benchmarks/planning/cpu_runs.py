@@ -98,7 +98,7 @@ async def _measure_in_turns(
     predictor: Predictor,
     options: argparse.Namespace,
 ) -> dict[Candidate, float]:
-    """Tokens a second of each, its engines busy and those of all others up and idle; the mean of its turns.
+    """Tokens a second of each, its engines busy and those of all others paused; the mean of its turns.
 
     A machine's speed drifts from minute to minute: in turns, what is compared has had the same machine.
     """
@@ -118,7 +118,8 @@ async def _measure_in_turns(
                 warm_jobs = _WARM_TURNS * at_once if at_once < SEATS else _WARM_JOBS
                 warm_up = Span(options.warm_up_s, jobs=warm_jobs, most_s=_LONGEST_WARM_UP_S)
                 backlogs = {s.name: questions.backlog(s.name, _COPIES, rng, at_once) for s in specs[candidate]}
-                rate = (await measure_ceiling(cluster, backlogs, warm_up, window)).tokens_per_s
+                with cluster.alone(backlogs):
+                    rate = (await measure_ceiling(cluster, backlogs, warm_up, window)).tokens_per_s
                 note(f"{candidate.layout}, {candidate.dtype}, {candidate.kv_gib:g} GiB: {rate:.0f} tokens/s")
                 rates[candidate].append(rate)
     return {candidate: fmean(found) for candidate, found in rates.items()}

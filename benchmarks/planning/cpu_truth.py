@@ -17,7 +17,7 @@ from broker.throughput import DeviceKind
 from planner.cluster_plan import throughput
 from planner.estimate import Estimator, Measured
 from planner.model_shape import ModelShape
-from planner.reach import as_reached
+from planner.reach import as_reached, requests_at_once
 from planner.scaling import Times
 from tokenyard.demo_model import DEMO_MODEL_NAMES
 from tokenyard.local_cluster import WorkerSpec
@@ -163,10 +163,8 @@ class Predictor:
         return predicted(candidate, estimator, self.shape, self.classes)
 
     def at_once(self, candidate: Candidate) -> int:
-        """Requests that one of its engines runs at a time: as many as its memory holds on average, or its seats."""
-        steps = sum(c.jobs * c.work.steps for c in self.classes)
-        held = sum(c.jobs * c.work.context_steps for c in self.classes) / steps
-        return max(1, min(SEATS, int(kv_tokens(candidate, self.shape) / held)))
+        """Requests that one of its engines runs at a time."""
+        return requests_at_once(kv_tokens(candidate, self.shape), SEATS, self.classes)
 
     def put_right(self, rates: Mapping[Candidate, float]) -> Predictor:
         """Each profile slower or faster as a whole, so that it predicts what its engines were measured to do."""

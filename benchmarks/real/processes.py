@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import tempfile
-from collections.abc import AsyncGenerator, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncGenerator, Collection, Generator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 
+import psutil
+
 from benchmarks.cluster import BenchmarkError, Process, ProcessGroup
+from benchmarks.waiting import until_true
 from broker.client import Client, connect_client
 from broker.heartbeat import Heartbeat
 from tokenyard.demo_model import DEMO_MODEL_NAMES
 from tokenyard.embedded_server import EmbeddedServer
-from tokenyard.local_cluster import WorkerSpec
+from tokenyard.local_cluster import WorkerSpec, usable_cores
 
 POOL = "real"
 MODEL = DEMO_MODEL_NAMES[0]
 _MODEL_WORDS = ("--engine", "vllm", "--model", "demo")
 _START_TIMEOUT_S = 300.0
 _LEASE_TIMEOUT_S = 30.0
-_LOOK_S = 0.05
+_LOOK_S, _IMPORT_LOOK_S = 0.05, 0.5
 
 
 class RealCluster(ProcessGroup):
@@ -31,7 +34,7 @@ class RealCluster(ProcessGroup):
         self._folder = folder
 
     async def profile(self, turns: Sequence[Sequence[WorkerSpec]], budget_s: float) -> list[dict[str, Path]]:
-        """Measure engines. All are started at once; those of a turn are measured side by side, one turn after another.
+        """Measure engines. All are up before the first is measured; those of a turn are measured side by side.
 
         Args:
             turns: the workers whose engines are measured in each.
@@ -53,8 +56,9 @@ class RealCluster(ProcessGroup):
                     words = ["profile", "--budget-s", str(budget_s), "--output", str(files[turn][spec.name])]
                     words += ["--side-by-side", engines, "--turn", str(turn + 1)]
                     child = self._process(f"profile-{turn}-{spec.name}", [*words, *_MODEL_WORDS, *spec.options], "")
-                    await child.start()
+                    await _until_fewer_import(children, len(usable_cores()))
                     children.append(child)
+                    await child.start()
             async with asyncio.timeout(patience_s):
                 for child, status in zip(children, await asyncio.gather(*(c.wait() for c in children)), strict=True):
                     if status != 0:
@@ -93,6 +97,21 @@ class RealCluster(ProcessGroup):
                 raise BenchmarkError(f"worker {name} fell silent")
         return {name: beat for name, beat in found.items() if beat is not None}
 
+    @contextmanager
+    def alone(self, names: Collection[str]) -> Generator[None]:
+        """Pause the engines of all other workers, which must be idle: they look for work all the time.
+
+        The workers themselves go on, and say that they live.
+        """
+        paused = [child for worker in self.workers if worker.name not in names for child in _engine(worker)]
+        try:
+            for child in paused:
+                child.suspend()
+            yield
+        finally:
+            for child in paused:
+                child.resume()
+
     @asynccontextmanager
     async def led_by(self, policy: str) -> AsyncGenerator[None]:
         """A scheduler with that policy, for the length of the block."""
@@ -117,6 +136,24 @@ class RealCluster(ProcessGroup):
             "TYPER_USE_RICH": "0",
         }
         return Process(name, list(words), log_dir=self._folder, environment=environment)
+
+
+async def _until_fewer_import(started: Sequence[Process], most: int) -> None:
+    """Wait until fewer than so many processes import vLLM: more than there are cores would only be in each other's way.
+
+    One that is not kept to some cores suffers most: it shares its core, wherever it goes, and is up long after the
+    others.
+    """
+
+    def fewer() -> bool:
+        return sum(not child.ended and not _engine(child) for child in started) < most
+
+    await until_true(fewer, _START_TIMEOUT_S, _IMPORT_LOOK_S)
+
+
+def _engine(worker: Process) -> list[psutil.Process]:
+    """The processes of a worker's engine; the shell beside them ends all where this process dies."""
+    return [child for child in psutil.Process(worker.pid).children(recursive=True) if child.name() != "sh"]
 
 
 @asynccontextmanager

@@ -54,25 +54,34 @@ class Questions:
         Else chance would decide what a worker that gets to a part of them is measured with. The order is that of the
         multiples of the golden ratio's fraction, which fill the unit interval evenly.
 
-        The first ``at_once`` answers are cut, the first the shortest: they end one after another, as they do in an
-        engine that has run so many at once for a while. Else it would read for a time, then write, then read again.
+        The first ``at_once`` answers are cut to what is left of as many in an engine that has run so many at once for
+        a while: they end one after another. Else it would read for a time, then write, then read again.
         """
         found: list[RequestLine] = []
+        left = self._left(at_once)
         by_limit = sorted(range(len(self)), key=lambda number: self.max_tokens[number])
         for copy in range(copies):
             start = rng.random()
             places = sorted(range(len(self)), key=lambda place: (start + place * _GOLDEN) % 1)
             for place in places:
-                share = min((len(found) + 1) / max(at_once, 1), 1.0)
-                request = self._request(by_limit[place], f"{salt} {copy}", share)
+                most = left[len(found)] if len(found) < at_once else None
+                request = self._request(by_limit[place], f"{salt} {copy}", most)
                 found.append(msgspec.structs.replace(request, custom_id=f"{copy}.{request.custom_id}"))
         return found
 
-    def _request(self, number: int, salt: str, share: float = 1.0) -> RequestLine:
+    def _left(self, at_once: int) -> list[int]:
+        """Tokens left of so many answers at a moment, the fewest first.
+
+        Of an answer that is met at any of its tokens, any number is as likely, and a long one is met more often.
+        """
+        tokens = sorted(left for limit in self.max_tokens for left in range(1, limit + 1))
+        return [tokens[(2 * n + 1) * len(tokens) // (2 * at_once)] for n in range(at_once)]
+
+    def _request(self, number: int, salt: str, most: int | None = None) -> RequestLine:
         body = {
             "model": self.model,
             "messages": self.chats[number],
-            "max_tokens": max(int(self.max_tokens[number] * share), 1),
+            "max_tokens": self.max_tokens[number] if most is None else most,
             "temperature": 0,
             "cache_salt": salt,
             **({"ignore_eos": True} if self.whole else {}),

@@ -62,8 +62,3 @@ ray.add_to(app)
 acl.add_to(app)
 tenants.add_to(app)
 traces.add_to(app)
-
-
-def main() -> None:
-    """Entry point of the command."""
-    app()

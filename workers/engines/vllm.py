@@ -46,7 +46,8 @@ __all__ = ["VllmEngine", "VllmOptions"]
 log = logging.getLogger(__name__)
 
 _CHILD_POLL_S = 0.2
-_SHUTDOWN_S = 2.0
+#: Its processes hold nothing that is worth a wait; what has not ended by then is killed.
+_SHUTDOWN_S = 0.5
 
 # vLLM's types are partial and move between releases: its objects are Any, in this module alone.
 _Llm = Any
