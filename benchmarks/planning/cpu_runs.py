@@ -118,7 +118,7 @@ async def _measure_in_turns(
                 warm_jobs = _WARM_TURNS * at_once if at_once < SEATS else _WARM_JOBS
                 warm_up = Span(options.warm_up_s, jobs=warm_jobs, most_s=_LONGEST_WARM_UP_S)
                 backlogs = {s.name: questions.backlog(s.name, _COPIES, rng, at_once) for s in specs[candidate]}
-                with cluster.alone(backlogs):
+                async with cluster.alone(backlogs):
                     rate = (await measure_ceiling(cluster, backlogs, warm_up, window)).tokens_per_s
                 note(f"{candidate.layout}, {candidate.dtype}, {candidate.kv_gib:g} GiB: {rate:.0f} tokens/s")
                 rates[candidate].append(rate)

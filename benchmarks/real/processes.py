@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import tempfile
-from collections.abc import AsyncGenerator, Collection, Generator, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 import psutil
 
-from benchmarks.cluster import BenchmarkError, Process, ProcessGroup
+from benchmarks.cluster import BenchmarkError, Process, ProcessGroup, cpu_seconds
 from benchmarks.waiting import until_true
 from broker.client import Client, connect_client
 from broker.heartbeat import Heartbeat
@@ -24,6 +24,8 @@ _MODEL_WORDS = ("--engine", "vllm", "--model", "demo")
 _START_TIMEOUT_S = 300.0
 _LEASE_TIMEOUT_S = 30.0
 _LOOK_S, _IMPORT_LOOK_S = 0.05, 0.5
+#: A worker that takes less of a core than this share for so long has nothing to do; a slow engine's step takes a minute.
+_QUIET_SHARE, _QUIET_S, _STEP_TIMEOUT_S = 0.3, 1.0, 180.0
 
 
 class RealCluster(ProcessGroup):
@@ -97,13 +99,16 @@ class RealCluster(ProcessGroup):
                 raise BenchmarkError(f"worker {name} fell silent")
         return {name: beat for name, beat in found.items() if beat is not None}
 
-    @contextmanager
-    def alone(self, names: Collection[str]) -> Generator[None]:
-        """Pause the engines of all other workers, which must be idle: they look for work all the time.
+    @asynccontextmanager
+    async def alone(self, names: Collection[str]) -> AsyncGenerator[None]:
+        """Pause the engines of all other workers, which have nothing to do: they look for work all the time.
 
         The workers themselves go on, and say that they live.
         """
-        paused = [child for worker in self.workers if worker.name not in names for child in _engine(worker)]
+        others = [worker for worker in self.workers if worker.name not in names]
+        # Not in the midst of a step whose requests were dropped: an engine gives up a step that takes too long.
+        await asyncio.gather(*map(_until_quiet, others))
+        paused = [child for worker in others for child in _engine(worker)]
         try:
             for child in paused:
                 child.suspend()
@@ -136,6 +141,15 @@ class RealCluster(ProcessGroup):
             "TYPER_USE_RICH": "0",
         }
         return Process(name, list(words), log_dir=self._folder, environment=environment)
+
+
+async def _until_quiet(worker: Process) -> None:
+    async def quiet() -> bool:
+        before = cpu_seconds(worker.pid, and_children=True)
+        await asyncio.sleep(_QUIET_S)
+        return cpu_seconds(worker.pid, and_children=True) - before < _QUIET_SHARE * _QUIET_S
+
+    await until_true(quiet, _STEP_TIMEOUT_S)
 
 
 async def _until_fewer_import(started: Sequence[Process], most: int) -> None:
