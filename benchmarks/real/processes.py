@@ -24,7 +24,7 @@ _MODEL_WORDS = ("--engine", "vllm", "--model", "demo")
 _START_TIMEOUT_S = 300.0
 _LEASE_TIMEOUT_S = 30.0
 _LOOK_S, _IMPORT_LOOK_S = 0.05, 0.5
-#: A worker that takes less of a core than this share for so long has nothing to do. A slow engine's step takes a minute.
+#: A worker that takes less than this share of a core for so long is idle. A slow engine's step may take a minute.
 _QUIET_SHARE, _QUIET_S, _STEP_TIMEOUT_S = 0.3, 1.0, 180.0
 
 
