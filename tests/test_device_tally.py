@@ -128,6 +128,13 @@ def test_a_faster_stretch_is_the_best() -> None:
     assert of(tally, "fast").best_tokens_per_s == pytest.approx(300)
 
 
+def test_the_tokens_of_a_long_step_are_not_those_of_a_moment() -> None:
+    tally = DeviceTally()
+    for half_seconds in range(76):  # steps of 6 s and 1,000 tokens
+        tally.observe(0.0, "a", beat(1000 + half_seconds / 2, half_seconds // 12 * 1000))
+    assert of(tally, "a").best_tokens_per_s == pytest.approx(1000 / 6)
+
+
 def test_a_run_shorter_than_the_window_counts_all_its_work() -> None:
     tally = DeviceTally()
     run(tally, "fast", [0, 0, 80, 120, 0])

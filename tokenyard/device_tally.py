@@ -51,7 +51,8 @@ class DeviceTally:
     and tokens generated. It is *available* from a heartbeat to the next where both say ready or draining, and *busy*
     while it is available and has requests or its counters grow. Its *best sustained rate* is the largest work a
     second over any 10 seconds of busy time (idle gaps cut out), or over all its busy time where that is more, or
-    shorter.
+    shorter. Such a stretch is from the end of one step to that of another: a slow engine's step takes seconds, and all
+    its tokens come at its end.
 
     A counter that drops began anew. What a device did before it was first seen, or between two incarnations of its
     worker, is not counted, and neither is that time.
@@ -112,7 +113,7 @@ class DeviceTally:
 
 @dataclass(slots=True)
 class _Device:
-    """Sums of one device. ``_window`` holds (busy seconds, work) so far, over about the last ``SUSTAINED_S``."""
+    """Sums of one device. ``_window``: (busy seconds, work) whenever work grew in about the last ``SUSTAINED_S``."""
 
     jobs: int = 0
     failed: int = 0
@@ -167,6 +168,8 @@ class _Device:
             return
         self.busy_s += elapsed
         self.work += growth
+        if not growth:
+            return
         window = self._window
         window.append((self.busy_s, self.work))
         while len(window) > 2 and self.busy_s - window[1][0] >= SUSTAINED_S:
