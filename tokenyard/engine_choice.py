@@ -49,7 +49,7 @@ class EngineChoice:
     profile: Path | None = None
     speed: float = 1.0
     mean_output_tokens: float = 128.0
-    poll_s: float = 0.5
+    poll_s: float | None = None
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -142,7 +142,7 @@ def _openai(choice: EngineChoice) -> Engine:
             seats=choice.seats or options.seats,
             kv_tokens=choice.kv_tokens or options.kv_tokens,
             context_tokens=choice.context_tokens or options.context_tokens,
-            poll_s=choice.poll_s,
+            poll_s=choice.poll_s or options.poll_s,
         )
     )
 
