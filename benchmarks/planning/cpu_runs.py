@@ -41,7 +41,7 @@ _MAX_TOKENS = (16, 64)
 _CORES = 2
 #: A slow engine is warmed up and measured for as long as so many tokens take it, at most so long: bfloat16 on a CPU
 #: that has no instructions for it does some tens a second.
-_TOKENS, _MOST_S = 3500, 90.0
+_TOKENS, _MOST_S = 10_000, 90.0
 #: An engine with memory for all its seats is warm when it has ended so many requests: a slow one reads for minutes what
 #: it is given at first. One without takes too many at first, and computes some of them again; it is warm when so many
 #: times what runs at once has ended.
